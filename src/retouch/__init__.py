@@ -1,0 +1,1 @@
+"""retouch: image inpainting with diffusion models."""

@@ -1,0 +1,71 @@
+"""Model settings: a JSON dictionary becomes a frozen dataclass, and back.
+
+A config is refused when it asks for something that the model does not implement. A key that the
+dataclass does not know passes only if its value means "off"; a half-understood config would load
+and draw wrong pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from typing_extensions import Self
+
+from retouch.errors import ConfigError
+
+_OFF = (None, False, 0, "", "default", (), {})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Config(Mapping[str, Any]):
+    """Base of the model configs: attributes to read, and a mapping for code that expects one."""
+
+    # Keys that we do not implement, with the one value that changes nothing. It is not "off" by
+    # itself (a kernel size of 3, say), so each needs naming.
+    neutral: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "the config") -> Self:
+        """Read a config; `source` is the file named in an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key in known or key.startswith("_"):
+                continue
+            value = _frozen(value)
+            if value in _OFF or (key in cls.neutral and value == _frozen(cls.neutral[key])):
+                continue
+            raise ConfigError(
+                f"{source}: {key} = {value!r} is not supported by {cls.__name__}. Supported settings: "
+                f"{', '.join(sorted(known))}. Use a checkpoint without this setting, or open an issue "
+                f"that names the checkpoint."
+            )
+        return cls(**{key: _frozen(value) for key, value in values.items() if key in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        return {field.name: _thawed(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return any(field.name == key for field in dataclasses.fields(self))
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in dataclasses.fields(self))
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self))

@@ -1,0 +1,45 @@
+"""Every error that a user can meet.
+
+    RetouchError
+    ├── InputError        (ValueError)    an argument is wrong or contradicts another
+    ├── ConfigError       (ValueError)    a config asks for something that we do not support
+    ├── CheckpointError   (OSError)       a file is missing, broken or of the wrong kind
+    │   └── OfflineError                  it is not on this machine, and the hub does not answer
+    ├── DeviceError       (ValueError)    a device that is not there
+    ├── NumericsError     (ArithmeticError)  the latents became NaN or infinite
+    └── Cancelled                         the caller stopped the run between two steps
+
+Each message has three parts: what was given, what is accepted, what to do next.
+"""
+
+
+class RetouchError(Exception):
+    """Base of all errors raised on purpose by retouch."""
+
+
+class InputError(RetouchError, ValueError):
+    """An argument is wrong, or two of them contradict each other."""
+
+
+class ConfigError(RetouchError, ValueError):
+    """A model or scheduler config asks for something that we do not support."""
+
+
+class CheckpointError(RetouchError, OSError):
+    """A checkpoint's file is missing, broken or of the wrong kind."""
+
+
+class OfflineError(CheckpointError):
+    """A checkpoint is not on this machine and the hub cannot be reached."""
+
+
+class DeviceError(RetouchError, ValueError):
+    """A device was asked for that this machine does not have."""
+
+
+class NumericsError(RetouchError, ArithmeticError):
+    """The latents became NaN or infinite, so no picture can come of them."""
+
+
+class Cancelled(RetouchError):
+    """The caller stopped the run between two steps."""
