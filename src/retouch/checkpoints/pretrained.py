@@ -1,0 +1,214 @@
+"""The mixin that gives a model `from_pretrained` and `save_pretrained`.
+
+It ties a config class, a checkpoint's files and a module together and names no model itself. A model
+that loads is complete: every tensor came from the file, or there is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from retouch.checkpoints.config import Config
+from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.tensors import choose_weights, part_paths, read_tensors, write_tensors
+from retouch.devices import resolve_device, resolve_dtype
+from retouch.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CONFIG_NAME = "config.json"
+
+# The release whose file layout we write; its readers look for the key.
+_DIFFUSERS_VERSION = "0.42.0"
+
+
+class Pretrained:
+    """Loading and saving for an `nn.Module` whose constructor takes the settings of `config_class`."""
+
+    config_class: ClassVar[type[Config]]
+    config: Config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A model with this config and fresh weights."""
+        return cls(**{key: value for key, value in config.items() if not key.startswith("_")})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        use_safetensors: bool | None = None,
+        force_download: bool = False,
+    ) -> Self:
+        """The model in a local folder or a hub repository, in evaluation mode.
+
+        `torch_dtype` is the older name of `dtype`. Without either the weights become float32,
+        whatever the file holds.
+        """
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise InputError(
+                f"dtype={dtype} and torch_dtype={torch_dtype} contradict each other. They are two names of "
+                f"one setting; pass dtype alone."
+            )
+        target = resolve_device(device)
+        wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
+        checkpoint = Checkpoint.open(
+            name,
+            revision=revision,
+            variant=variant,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            use_safetensors=use_safetensors,
+            force_download=force_download,
+        )
+        folder = checkpoint.fetch([subfolder])
+        if subfolder:
+            folder = folder / subfolder
+        return cls._from_folder(
+            folder, variant=variant, dtype=wanted, device=target, use_safetensors=use_safetensors
+        )
+
+    @classmethod
+    def _from_folder(
+        cls,
+        folder: Path,
+        *,
+        variant: str | None,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        use_safetensors: bool | None,
+    ) -> Self:
+        settings = read_config(folder / CONFIG_NAME)
+        kind = settings.get("_class_name")
+        if kind is not None and kind not in {parent.__name__ for parent in cls.__mro__}:
+            raise CheckpointError(
+                f"{folder} holds a {kind}, but {cls.__name__} was asked to load it. Use the class {kind}, or "
+                f"pass the subfolder in which the {cls.__name__} is."
+            )
+        # Read once here, only for an error that can name the file.
+        config = cls.config_class.from_dict(settings, source=str(folder / CONFIG_NAME))
+        files = choose_weights(
+            os.listdir(folder), str(folder), variant=variant, use_safetensors=use_safetensors
+        )
+        paths = part_paths(folder, files)
+        with torch.device("meta"):
+            model = cls.from_config(config)
+        # float32 rather than the file's own dtype: what a half-precision file loads as must not
+        # depend on which variant happened to be there. The reference does the same.
+        state: dict[str, Tensor] = {}
+        for path in paths:
+            state.update(read_tensors(path, dtype=dtype or torch.float32, device=device))
+        source = paths[0] if files.index is None else folder / files.index
+        _assign(cast(nn.Module, model), cls.legacy_keys(state), source)
+        return model
+
+    @classmethod
+    def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors under the names that this model uses today; override to rename."""
+        return state
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write config.json and the weights, in shards if they are larger than `max_shard_size`."""
+        config = {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": _DIFFUSERS_VERSION,
+            **self.config.to_dict(),
+        }
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        write_tensors(
+            cast(nn.Module, self).state_dict(),
+            Path(folder),
+            variant=variant,
+            max_shard_size=max_shard_size,
+            extra={CONFIG_NAME: text},
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the floating-point weights."""
+        parameters = cast(nn.Module, self).parameters()
+        return next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in cast(nn.Module, self).parameters()), torch.device("cpu"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file with settings."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is not there. A model's folder holds {path.name} beside its weights. Check the path, "
+            f"and `subfolder` if the model is a part of a pipeline."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}). A file of settings is expected. Download or save the "
+            f"checkpoint again."
+        ) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
+            f"or save the checkpoint again."
+        )
+    return settings
+
+
+def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Give the tensors to a model built on the meta device, or say what does not fit."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{source} does not hold the weights of this {type(model).__name__}: of {len(expected)} tensors, "
+            f"{'; '.join(faults)}. Names and shapes must match config.json; use the config that belongs to "
+            f"these weights, or the class that they were saved from."
+        )
+    model.load_state_dict(state, strict=True, assign=True)
+    model.eval()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    homeless = [name for name, tensor in tensors if tensor.is_meta]
+    if homeless:
+        raise CheckpointError(
+            f"{type(model).__name__} has tensors that no file holds: {', '.join(homeless[:3])}. A model can "
+            f"be loaded only if all of them are saved; compute such a buffer in forward instead."
+        )

@@ -1,0 +1,126 @@
+"""Choosing a device and a dtype, and drawing seeded noise.
+
+Nothing here knows of models; it answers what this machine can do. Where a request cannot be met as
+asked, it is refused or, for half precision on a CPU, changed with a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from retouch.errors import DeviceError, InputError
+
+_ACCELERATORS = ("cuda", "xpu", "mps", "npu", "mlu")
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+_warned_of_float16 = False
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine as `resolve_device` takes them, the CPU last."""
+    found = []
+    for kind in _ACCELERATORS:
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            count = module.device_count()
+            found += [kind] if count == 1 else [f"{kind}:{index}" for index in range(count)]
+    return [*found, "cpu"]
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device to use, checked to be there; None means the CPU."""
+    if device is None:
+        return torch.device("cpu")
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):
+        wanted = None
+    if wanted is not None and wanted.type == "cpu":
+        return torch.device("cpu")
+    if wanted is not None and wanted.type in _ACCELERATORS:
+        module = getattr(torch, wanted.type, None)
+        if module is not None and module.is_available() and (wanted.index or 0) < module.device_count():
+            return wanted
+    there = ", ".join(available_devices())
+    raise DeviceError(
+        f"device={str(device)!r} is not on this machine. Devices that are there: {there}. Pass one of those; "
+        f"a GPU that is missing from the list needs its driver and a torch built for it."
+    )
+
+
+def resolve_dtype(
+    dtype: str | torch.dtype | None, device: str | torch.device | None = None
+) -> torch.dtype | None:
+    """The dtype to load weights in; None stays None.
+
+    float16 on a CPU that cannot compute it natively becomes bfloat16 where the CPU has instructions
+    for that, else float32: emulated half precision is many times slower than either.
+    """
+    if dtype is None:
+        return None
+    wanted = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if wanted not in _DTYPES.values():
+        raise InputError(f"dtype={dtype!r} is not a dtype for weights. Accepted: {', '.join(_DTYPES)}.")
+    if wanted is not torch.float16 or torch.device(device or "cpu").type != "cpu":
+        return wanted
+
+    abilities = _cpu_abilities()
+    if abilities & {"avx512_fp16", "amx_fp16", "fp16_arith"}:
+        return torch.float16
+    instead = "bfloat16" if abilities & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+    global _warned_of_float16
+    if not _warned_of_float16:
+        _warned_of_float16 = True
+        warnings.warn(
+            f"float16 was asked for on a CPU that has no float16 arithmetic. {instead} is used "
+            f"instead, which this CPU computes well. Pass dtype=torch.{instead} to be explicit, or use a GPU.",
+            stacklevel=3,
+        )
+    return _DTYPES[instead]
+
+
+def _cpu_abilities() -> set[str]:
+    # Older releases of torch cannot say; then nothing is assumed and float32 is the answer.
+    query = getattr(torch.cpu, "get_capabilities", None)
+    return {name for name, value in query().items() if value is True} if query else set()
+
+
+def randn(
+    shape: Sequence[int],
+    generator: Generator | Sequence[Generator] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal noise; a list of generators draws each row of the batch from its own.
+
+    A CPU generator draws on the CPU whatever the device, so a seed means the same picture on every
+    machine. The noise is drawn in `dtype`, which matters: a seed gives other numbers in float16.
+    """
+    target = torch.device(device or "cpu")
+    if generator is None:
+        return torch.randn(tuple(shape), device=target, dtype=dtype)
+    if not isinstance(generator, Generator):
+        if len(generator) not in (1, shape[0]):
+            raise InputError(
+                f"generator is a list of {len(generator)} but {shape[0]} pictures are drawn. One generator, "
+                f"or one for each picture, is accepted. Make the list as long as the batch."
+            )
+        if len(generator) == shape[0]:
+            return torch.cat([randn((1, *shape[1:]), each, device, dtype) for each in generator])
+        generator = generator[0]
+    source = generator.device
+    if source.type not in ("cpu", target.type):
+        raise InputError(
+            f"generator lives on {source} but the noise is for {target}. A generator of the CPU or of the "
+            f"same device is accepted. Make it with torch.Generator('cpu').manual_seed(...)."
+        )
+    return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(target)
