@@ -1,1 +1,110 @@
-"""retouch: image inpainting with diffusion models."""
+"""retouch: inpainting with diffusion models.
+
+The public names. Each is imported when it is first used, so `import retouch` is quick and torch
+comes with the first model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the names below once more, for editors and type checkers
+    from retouch.errors import (
+        Cancelled as Cancelled,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DeviceError as DeviceError,
+        InputError as InputError,
+        NumericsError as NumericsError,
+        OfflineError as OfflineError,
+        RetouchError as RetouchError,
+    )
+    from retouch.images.processor import VaeImageProcessor as VaeImageProcessor
+    from retouch.models.autoencoder import AutoencoderKL as AutoencoderKL
+    from retouch.models.unet import UNet2DConditionModel as UNet2DConditionModel
+    from retouch.pipelines.auto import (
+        AutoPipelineForImage2Image as AutoPipelineForImage2Image,
+        AutoPipelineForInpainting as AutoPipelineForInpainting,
+        AutoPipelineForText2Image as AutoPipelineForText2Image,
+    )
+    from retouch.pipelines.names import (
+        StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
+        StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
+        StableDiffusionPipeline as StableDiffusionPipeline,
+    )
+    from retouch.schedulers import (
+        DDIMScheduler as DDIMScheduler,
+        DDPMScheduler as DDPMScheduler,
+        DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
+        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler as EulerDiscreteScheduler,
+        HeunDiscreteScheduler as HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler as KDPM2DiscreteScheduler,
+        LCMScheduler as LCMScheduler,
+        LMSDiscreteScheduler as LMSDiscreteScheduler,
+        PNDMScheduler as PNDMScheduler,
+        TCDScheduler as TCDScheduler,
+        UniPCMultistepScheduler as UniPCMultistepScheduler,
+    )
+    from retouch.utils import load_image as load_image, make_image_grid as make_image_grid
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "retouch.errors": (
+        "Cancelled",
+        "CheckpointError",
+        "ConfigError",
+        "DeviceError",
+        "InputError",
+        "NumericsError",
+        "OfflineError",
+        "RetouchError",
+    ),
+    "retouch.images.processor": ("VaeImageProcessor",),
+    "retouch.models.autoencoder": ("AutoencoderKL",),
+    "retouch.models.unet": ("UNet2DConditionModel",),
+    "retouch.pipelines.auto": (
+        "AutoPipelineForImage2Image",
+        "AutoPipelineForInpainting",
+        "AutoPipelineForText2Image",
+    ),
+    "retouch.pipelines.names": (
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionPipeline",
+    ),
+    "retouch.schedulers": (
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    ),
+    "retouch.utils": ("load_image", "make_image_grid"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # so that this runs once for each name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,74 @@
+"""What holds for every test: one thread, known seeds, no network but this machine's own."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+# Before anything imports huggingface_hub, which reads them once.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+pytest_plugins = ["tiny_checkpoints"]
+if (Path(__file__).parent / "hub_stand_in.py").exists():
+    pytest_plugins.append("hub_stand_in")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def known_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def _is_here(host: Any) -> bool:
+    host = host.decode() if isinstance(host, bytes) else host
+    if host in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Fail whoever connects to another machine, even where the library would swallow an OSError."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def checked(host: Any) -> None:
+        if not _is_here(host):
+            pytest.fail(f"A test reached for {host!r}. Tests run without a network: use the hub stand-in.")
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            checked(address[0])
+        return connect(self, address)
+
+    def connect_ex_here(self: socket.socket, address: Any) -> int:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            checked(address[0])
+        return connect_ex(self, address)
+
+    def getaddrinfo_here(host: Any, *args: Any, **kwargs: Any) -> Any:
+        checked(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket.socket, "connect_ex", connect_ex_here)
+        patch.setattr(socket, "getaddrinfo", getaddrinfo_here)
+        yield

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import retouch
+
+
+@pytest.mark.parametrize("name", retouch.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert name in dir(retouch)
+    value = getattr(retouch, name)
+    if isinstance(value, type):
+        assert value.__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = retouch.no_such_name
+
+
+def test_editors_see_the_names_that_exist_at_run_time() -> None:
+    tree = ast.parse(Path(str(retouch.__file__)).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
+    assert seen == retouch._HOME_OF
+
+
+def test_importing_the_package_leaves_torch_alone() -> None:
+    program = (
+        "import sys, retouch; print(*sorted({'torch', 'numpy', 'PIL', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
