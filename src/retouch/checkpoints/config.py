@@ -18,6 +18,12 @@ from retouch.errors import ConfigError
 
 _OFF = (None, False, 0, "", "default", (), {})
 
+# Averaging weights while training leaves these in the configs of many checkpoints, SDXL inpainting's among
+# them. They say nothing about the model, whatever their values.
+_LEFT_BY_TRAINING = frozenset(
+    ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+)
+
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
@@ -40,17 +46,24 @@ class Config(Mapping[str, Any]):
         """Read a config; `source` is the file named in an error."""
         known = {field.name for field in dataclasses.fields(cls)}
         for key, value in values.items():
-            if key in known or key.startswith("_"):
+            if key in known or key.startswith("_") or key in _LEFT_BY_TRAINING:
                 continue
             value = _frozen(value)
             if value in _OFF or (key in cls.neutral and value == _frozen(cls.neutral[key])):
                 continue
-            raise ConfigError(
-                f"{source}: {key} = {value!r} is not supported by {cls.__name__}. Supported settings: "
-                f"{', '.join(sorted(known))}. Use a checkpoint without this setting, or open an issue "
-                f"that names the checkpoint."
+            supported = (
+                f"Supported: {cls.neutral[key]!r}"
+                if key in cls.neutral
+                else f"Supported settings: {', '.join(sorted(known))}"
             )
-        return cls(**{key: _frozen(value) for key, value in values.items() if key in known})
+            raise ConfigError(
+                f"{source}: {key} = {value!r} is not supported by {cls.__name__}. {supported}. Use a "
+                f"checkpoint without this setting, or open an issue that names the checkpoint."
+            )
+        try:
+            return cls(**{key: _frozen(value) for key, value in values.items() if key in known})
+        except ConfigError as error:  # a subclass refuses values in __post_init__ and knows no file
+            raise ConfigError(f"{source}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
