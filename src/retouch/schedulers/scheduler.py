@@ -1,0 +1,412 @@
+"""What all schedulers share: their settings, reading and writing them, and making plans.
+
+A scheduler is settings; `plan` starts a run. The methods of diffusers (`set_timesteps`, `step` and so on)
+work too, over a private plan: they are for one run at a time, as there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from typing_extensions import Self
+
+from retouch.errors import CheckpointError, ConfigError, InputError
+from retouch.schedulers.noise_schedule import (
+    BETA_SCHEDULES,
+    PREDICTION_TYPES,
+    SMALLEST_ALPHA,
+    TIMESTEP_SPACINGS,
+    NoiseSchedule,
+    Settings,
+    chosen_sigma_spacing,
+    make_betas,
+    respaced_sigmas,
+    spaced_timesteps,
+)
+from retouch.schedulers.plan import Plan, SigmaPlan
+
+CONFIG_FILE = "scheduler_config.json"
+_DEFAULTED = "_use_default_values"
+
+
+class SchedulerConfig(dict[str, Any]):
+    """Read-only settings, also as attributes. Keys that this scheduler does not know are kept for others.
+
+    It is a dict, not only a mapping, because diffusers' `from_config` takes nothing else.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "A scheduler's config is read-only. Make another with from_config(config, key=value)."
+        )
+
+    __setattr__ = __setitem__ = __delattr__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+@dataclass
+class SchedulerOutput:
+    """What `step` returns."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
+class Scheduler:
+    """Base of the schedulers. A subclass names its settings, its plan and how it spaces timesteps."""
+
+    common: ClassVar[Settings] = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        "steps_offset": 0,
+    }
+    defaults: ClassVar[Settings] = {}  # a scheduler's own settings, and its values for the common ones
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "beta_schedule": BETA_SCHEDULES,
+        "prediction_type": PREDICTION_TYPES,
+        "timestep_spacing": TIMESTEP_SPACINGS,
+    }
+    accepts: ClassVar[tuple[str, ...]] = ()  # which of "timesteps" and "sigmas" a caller may give
+    plan_class: ClassVar[type[Plan]]
+    last_alpha: ClassVar[float | None] = None  # replaces the last alpha under zero terminal SNR
+
+    def __init__(self, **settings: Any) -> None:
+        known = {**Scheduler.common, **self.defaults}
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"{type(self).__name__} got {', '.join(unknown)}. It knows {', '.join(sorted(known))}. "
+                f"Leave the others out, or use from_config, which keeps settings of other schedulers unused."
+            )
+        self.settings = known | {key: _plain(value) for key, value in settings.items()}
+        for key, allowed in {**Scheduler.choices, **self.choices}.items():
+            if key in self.settings and self.settings[key] not in allowed:
+                raise ConfigError(
+                    f"{type(self).__name__}: {key} = {self.settings[key]!r} is not supported. "
+                    f"Choose {', '.join(map(repr, allowed))}."
+                )
+        chosen_sigma_spacing(self.settings)
+        self.config = self._make_config({}, settings)
+        self.num_inference_steps: int | None = None
+        self._plan: Plan | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    def _make_config(self, extra: Mapping[str, Any], given: Iterable[str]) -> SchedulerConfig:
+        # The list of settings left at their default is what lets another scheduler, ours or diffusers',
+        # use its own default for them instead.
+        defaulted = [key for key in self.settings if key not in given]
+        names = {"_class_name": type(self).__name__, _DEFAULTED: defaulted}
+        return SchedulerConfig({**extra, **self.settings, **names})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
+        """Make a scheduler from another one's config, ours or diffusers', of this class or any other.
+
+        On `Scheduler` itself, the class is the one that the config names.
+        """
+        if cls is Scheduler:
+            from retouch.schedulers import by_name
+
+            return by_name(config.get("_class_name", "")).from_config(config, **changes)  # type: ignore[return-value]
+        dropped = {*config.get(_DEFAULTED, ()), _DEFAULTED}
+        values = {key: value for key, value in config.items() if key not in dropped} | changes
+        known = {**Scheduler.common, **cls.defaults}
+        given = {key: value for key, value in values.items() if key in known}
+        scheduler = cls(**given)
+        extra = {key: _plain(value) for key, value in values.items() if key not in known}
+        scheduler.config = scheduler._make_config(extra, given)
+        return scheduler
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, subfolder: str | None = None, **where: Any) -> Self:
+        """Read `scheduler_config.json` of a local folder or a hub id.
+
+        `where` holds what finds the checkpoint (revision, cache_dir, token, local_files_only,
+        force_download); other settings change the config.
+        """
+        finding = ("revision", "variant", "cache_dir", "token", "local_files_only", "force_download")
+        options = {key: where.pop(key) for key in finding if key in where}
+        path = Path(name).expanduser()
+        if not path.exists():
+            from retouch.checkpoints.locate import Checkpoint
+
+            path = Path(Checkpoint.open(str(name), **options).fetch([subfolder]))
+        files = [path, path / (subfolder or "") / CONFIG_FILE, path / CONFIG_FILE]
+        file = next((candidate for candidate in files if candidate.is_file()), None)
+        if file is None:
+            raise CheckpointError(
+                f"{files[1]} is not there. A scheduler is read from {CONFIG_FILE}; give the folder that "
+                f'holds it, or subfolder="scheduler" for a whole checkpoint.'
+            )
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON ({error}). Fetch the checkpoint again.") from error
+        return cls.from_config(config, **where)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `scheduler_config.json`, which diffusers reads too."""
+        config = {key: value for key, value in self.config.items() if key != _DEFAULTED}
+        config.setdefault("_diffusers_version", "0.42.1")
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (path / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    save_config = save_pretrained
+
+    def __repr__(self) -> str:
+        given = {key: value for key, value in self.settings.items() if key not in self.config[_DEFAULTED]}
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
+    def __len__(self) -> int:
+        return int(self.settings["num_train_timesteps"])
+
+    @cached_property
+    def noise_schedule(self) -> NoiseSchedule:
+        last_alpha = self.last_alpha if self.settings.get("rescale_betas_zero_snr") else None
+        return NoiseSchedule(make_betas(self.settings), last_alpha)
+
+    @property
+    def betas(self) -> Tensor:
+        return self.noise_schedule.betas
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        return self.noise_schedule.alphas_cumprod
+
+    def plan(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[int | float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        device: torch.device | str | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        eta: float = 0.0,
+    ) -> Plan:
+        """Start a run: give the number of steps, or the timesteps, or the sigmas (with the final one)."""
+        self._check_request(num_inference_steps, timesteps, sigmas)
+        levels = self.levels(num_inference_steps, timesteps, sigmas)
+        run: dict[str, Any] = {"device": device, "generator": generator, "eta": eta}
+        return self.plan_class(self.settings, self.noise_schedule, *levels, **run)
+
+    def levels(
+        self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
+    ) -> tuple[np.ndarray, ...]:
+        """What the plan class takes after the noise schedule: the timesteps and, with most, the sigmas."""
+        if timesteps is not None:
+            return (np.asarray(timesteps),)
+        assert steps is not None
+        return (self.space_timesteps(steps),)
+
+    def space_timesteps(self, steps: int, **how: Any) -> np.ndarray:
+        """The falling timesteps that the settings ask for, float64."""
+        spacing, offset = self.settings["timestep_spacing"], self.settings["steps_offset"]
+        return spaced_timesteps(spacing, steps, len(self), offset=offset, **how)
+
+    def _check_request(
+        self,
+        steps: int | None,
+        timesteps: Sequence[int | float] | None,
+        sigmas: Sequence[float] | None,
+    ) -> None:
+        given = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise InputError(
+                f"{' and '.join(names) or 'Nothing'} given. A run takes exactly one of num_inference_steps, "
+                f"timesteps and sigmas; leave out the others."
+            )
+        if steps is not None:
+            if not 1 <= steps <= len(self):
+                raise InputError(
+                    f"num_inference_steps is {steps}, but this model was trained with {len(self)} timesteps. "
+                    f"Give a number from 1 to {len(self)}."
+                )
+            return
+        name = names[0]
+        if name not in self.accepts:
+            from retouch.schedulers import those_accepting
+
+            raise InputError(
+                f"{type(self).__name__} does not take custom {name}. Those that do: "
+                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps."
+            )
+        values = np.asarray(given[name], dtype=np.float64)
+        least = 2 if name == "sigmas" else 1
+        if values.ndim != 1 or len(values) < least or not np.isfinite(values).all() or values.min() < 0:
+            raise InputError(
+                f"{name} is {given[name]}. It must be a list of at least {least} finite numbers, none "
+                f"below 0. Correct the list, or give num_inference_steps."
+            )
+
+    # From here on: diffusers' way of driving a scheduler, one run at a time.
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int | float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        **more: Any,
+    ) -> None:
+        self._plan = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, device=device, **more)
+        self.num_inference_steps = num_inference_steps or len(timesteps or sigmas[:-1])  # type: ignore[index]
+        self._step_index = self._begin_index = None
+
+    @property
+    def _current(self) -> Plan:
+        if self._plan is None:
+            self._plan = self.plan(len(self))  # what training code and early readers of `timesteps` expect
+        return self._plan
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self._current.all_timesteps
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        return self._current.initial_sigma
+
+    @property
+    def order(self) -> int:
+        return self.plan_class.order
+
+    @property
+    def step_index(self) -> int | None:
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self._begin_index = begin_index
+        self._plan = self._current.after(begin_index - self._current.start)
+
+    def _index_of(self, timestep: int | float | Tensor, first: bool = False) -> int:
+        value = timestep.item() if isinstance(timestep, Tensor) else timestep
+        found = [index for index, known in enumerate(self._current.timestep_values) if known == value]
+        if not found:
+            raise InputError(
+                f"{value} is not among this scheduler's {len(self._current.steps)} timesteps. "
+                f"Pass one of scheduler.timesteps; call set_timesteps first."
+            )
+        # A timestep that occurs twice: entering there must not skip its first half (Heun's second
+        # evaluation has the timestep of the next step).
+        return found[0] if first or len(found) == 1 else found[1]
+
+    def _locate(self, timestep: int | float | Tensor) -> int:
+        plan, index = self._current, self._step_index
+        value = timestep.item() if isinstance(timestep, Tensor) else timestep
+        if index is None:
+            index = self._index_of(timestep) if self._begin_index is None else self._begin_index
+        elif index >= len(plan.steps) or plan.timestep_values[index] != value:
+            index = self._index_of(timestep)
+        self._step_index = index
+        return index
+
+    def scale_model_input(self, sample: Tensor, timestep: int | float | Tensor | None = None) -> Tensor:
+        if timestep is None:
+            return sample
+        return self._current.scale_input(sample, self._current.steps[self._locate(timestep)])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | float | Tensor,
+        sample: Tensor,
+        *,
+        eta: float = 0.0,
+        generator: Generator | Sequence[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
+        plan, index = self._current, self._locate(timestep)
+        plan.eta, plan.generator = eta, generator
+        moved, original = plan.advance_with_original(model_output, plan.steps[index], sample)
+        self._step_index = index + 1
+        if return_dict:
+            return SchedulerOutput(moved, original)
+        return (moved,) if original is None else (moved, original)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self.noise_schedule.mix(original_samples, noise, timesteps)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self.noise_schedule.velocity(sample, noise, timesteps)
+
+
+class SigmaScheduler(Scheduler):
+    """Base of the schedulers that step from sigma to sigma."""
+
+    plan_class: ClassVar[type[SigmaPlan]]
+    last_alpha = SMALLEST_ALPHA
+
+    def levels(
+        self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
+    ) -> tuple[np.ndarray, ...]:
+        schedule = self.noise_schedule
+        if sigmas is not None:
+            values = np.asarray(sigmas, dtype=np.float32)
+            return schedule.timesteps_at(values[:-1]).astype(np.float32), values
+        if timesteps is not None:
+            spacing = chosen_sigma_spacing(self.settings)
+            if spacing is not None:
+                raise InputError(
+                    f"Custom timesteps and {spacing} = True contradict each other: both choose the sigmas. "
+                    f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False)."
+                )
+            chosen = np.asarray(timesteps, dtype=np.float32)
+        else:
+            assert steps is not None
+            chosen = self.space_timesteps(steps, rounded=False).astype(np.float32)
+        levels = respaced_sigmas(self.settings, schedule.sigmas_at(chosen), len(chosen))
+        if chosen_sigma_spacing(self.settings) is not None:
+            chosen = schedule.timesteps_at(levels).astype(np.float32)
+        return chosen, np.append(levels, self.final_sigma)
+
+    @property
+    def final_sigma(self) -> float:
+        """Where the last step ends: 0, or the smallest sigma of training."""
+        at_least = self.settings.get("final_sigmas_type", "zero") == "sigma_min"
+        return float(self.noise_schedule.sigmas[0]) if at_least else 0.0
+
+    @property
+    def sigmas(self) -> Tensor:
+        return self._current.sigmas  # type: ignore[attr-defined]
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """To the level of `timesteps`; after `set_begin_index`, to that of the run's next step."""
+        if self._begin_index is None:
+            indices = [self._index_of(timestep) for timestep in timesteps]
+        else:
+            index = self._begin_index if self._step_index is None else self._step_index
+            indices = [index] * len(timesteps)
+        return self._current.noised_at(original_samples, noise, indices)  # type: ignore[attr-defined]
