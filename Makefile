@@ -1,0 +1,70 @@
+# `make demo` and `make test` need Python 3.10 to 3.13 and nothing else: they make .venv and fill it
+# themselves, and do so again only when pyproject.toml or constraints.txt changed.
+
+.PHONY: help demo test lint types imports unit format constraints clean
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= auto
+
+# Looked for only when a virtual environment has to be made. Override with `make PYTHON=... demo`.
+SUITABLE = import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3 python; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+
+# Each worker of pytest has one core: more threads than that only wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: $(VENV)/.installed ## inpaint a small picture with a generated checkpoint
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed-dev lint types imports ## everything that CI runs
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+
+lint: $(VENV)/.installed-dev ## style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev ## type hints
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev ## which folder may import which
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.installed-dev ## the unit tests alone, in seconds
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 tests/unit
+
+format: $(VENV)/.installed-dev ## mend style and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# torch is held at the version that the machines of CI have.
+constraints: ## pin the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear $(VENV)-constraints
+	$(VENV)-constraints/bin/python -m pip install torch==2.13.0 -e ".[dev]"
+	$(VENV)-constraints/bin/python scripts/write_constraints.py constraints.txt
+	rm -rf $(VENV)-constraints
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis
+	find src tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# An interrupted set-up leaves no stamp, so the next run goes on from there; pip skips what is in place.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(ensure-venv)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(ensure-venv)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+define ensure-venv
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv found. Name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+endef
