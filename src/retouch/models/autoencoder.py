@@ -1,0 +1,324 @@
+"""The autoencoder between pixels and latents that Stable Diffusion and SDXL share.
+
+It returns latents as the network makes them: scaling by `config.scaling_factor` is the caller's, and so is
+choosing a dtype where `config.force_upcast` says that half precision overflows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from retouch.checkpoints.config import Config
+from retouch.checkpoints.pretrained import Pretrained
+from retouch.devices import randn
+from retouch.errors import ConfigError
+from retouch.models.attention import SpatialAttention
+from retouch.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig(Config):
+    """Settings under the names and with the defaults of published config.json files."""
+
+    neutral: ClassVar = {"act_fn": "silu"}
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    # The side of a tile in pixels, if tiling is enabled.
+    sample_size: int | tuple[int, int] = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    # For the callers that scale latents and choose a dtype.
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+
+    def __post_init__(self) -> None:
+        for key, supported in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            names, count = getattr(self, key), len(self.block_out_channels)
+            if set(names) != {supported} or len(names) != count:
+                raise ConfigError(
+                    f"{key} = {names!r} is not supported by AutoencoderKL. Supported: {supported}, once for "
+                    f"each of block_out_channels = {self.block_out_channels}. Use a checkpoint made of those."
+                )
+
+
+class DownEncoderBlock2D(nn.Module):
+    """Residual blocks, then half the resolution."""
+
+    def __init__(self, in_channels: int, channels: int, *, layers: int, groups: int, is_last: bool) -> None:
+        super().__init__()
+        self.resnets = _resnets(in_channels, channels, layers, groups)
+        self.downsamplers = nn.ModuleList([] if is_last else [Downsample2D(channels, padding=0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpDecoderBlock2D(nn.Module):
+    """Residual blocks, then twice the resolution."""
+
+    def __init__(self, in_channels: int, channels: int, *, layers: int, groups: int, is_last: bool) -> None:
+        super().__init__()
+        self.resnets = _resnets(in_channels, channels, layers, groups)
+        self.upsamplers = nn.ModuleList([] if is_last else [Upsample2D(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class UNetMidBlock2D(nn.Module):
+    """Attention among all pixels, between two residual blocks."""
+
+    def __init__(self, channels: int, *, groups: int, add_attention: bool) -> None:
+        super().__init__()
+        self.resnets = _resnets(channels, channels, 2, groups)
+        self.attentions = nn.ModuleList(
+            [SpatialAttention(channels, groups=groups, eps=_EPS)] if add_attention else []
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = self.resnets
+        x = first(x)
+        for attention in self.attentions:
+            x = attention(x)
+        return last(x)
+
+
+def _resnets(in_channels: int, channels: int, count: int, groups: int) -> nn.ModuleList:
+    incoming = (in_channels, *[channels] * (count - 1))
+    return nn.ModuleList(ResnetBlock2D(each, channels, groups=groups, eps=_EPS) for each in incoming)
+
+
+class Encoder(nn.Module):
+    """Pixels to the mean and the logarithm of the variance of their latents, stacked as channels."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels, groups, layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
+        last = len(channels) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownEncoderBlock2D(
+                channels[max(index - 1, 0)], width, layers=layers, groups=groups, is_last=index == last
+            )
+            for index, width in enumerate(channels)
+        )
+        self.mid_block = UNetMidBlock2D(
+            channels[-1], groups=groups, add_attention=config.mid_block_add_attention
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Latents to pixels; the encoder backwards, with one more residual block per level."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+        layers, last = config.layers_per_block + 1, len(channels) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = UNetMidBlock2D(
+            channels[0], groups=groups, add_attention=config.mid_block_add_attention
+        )
+        self.up_blocks = nn.ModuleList(
+            UpDecoderBlock2D(
+                channels[max(index - 1, 0)], width, layers=layers, groups=groups, is_last=index == last
+            )
+            for index, width in enumerate(channels)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class DiagonalGaussianDistribution:
+    """What the encoder says of a picture's latents: a normal distribution for each value by itself."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, log_variance = parameters.chunk(2, dim=1)
+        self.logvar = log_variance.clamp(-30, 20)
+        self.std = torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+        """Latents drawn from it, by one generator for all rows or one for each."""
+        mean = self.mean
+        return mean + self.std * randn(mean.shape, generator, device=mean.device, dtype=mean.dtype)
+
+    def mode(self) -> Tensor:
+        """The most likely latents."""
+        return self.mean
+
+
+class AutoencoderKLOutput(NamedTuple):
+    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+
+    latent_dist: DiagonalGaussianDistribution
+
+
+class DecoderOutput(NamedTuple):
+    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+
+    sample: Tensor
+
+
+class AutoencoderKL(Pretrained, nn.Module):
+    """Encoder and decoder. Tiling bounds the memory of large pictures, slicing that of large batches."""
+
+    config_class = AutoencoderKLConfig
+    config: AutoencoderKLConfig
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.config = config = AutoencoderKLConfig.from_dict(settings)
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
+        self.use_tiling = False
+        self.use_slicing = False
+        side = config.sample_size
+        self.tile_sample_min_size = side[0] if isinstance(side, tuple) else side
+        self.tile_latent_min_size = self.tile_sample_min_size // 2 ** (len(config.block_out_channels) - 1)
+        self.tile_overlap_factor = 0.25
+
+    def enable_tiling(self) -> None:
+        """Work in overlapping tiles from now on, where a picture is larger than `tile_sample_min_size`."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Work on whole pictures again."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Work on one picture of a batch at a time from now on."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Work on whole batches again."""
+        self.use_slicing = False
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
+        moments = self._in_parts(
+            lambda part: self.quant_conv(self.encoder(part)),
+            x,
+            self.tile_sample_min_size,
+            self.tile_latent_min_size,
+        )
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: Generator | None = None
+    ) -> DecoderOutput:
+        """Pixels of unscaled latents, about between -1 and 1. Nothing is drawn; `generator` is unused."""
+        pixels = self._in_parts(
+            lambda part: self.decoder(self.post_quant_conv(part)),
+            z,
+            self.tile_latent_min_size,
+            self.tile_sample_min_size,
+        )
+        return DecoderOutput(pixels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: Generator | None = None,
+    ) -> DecoderOutput:
+        """Pixels to latents and back, as in training."""
+        latents = self.encode(sample).latent_dist
+        return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
+
+    def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int) -> Tensor:
+        rows = x.split(1) if self.use_slicing else (x,)
+        if self.use_tiling and max(x.shape[-2:]) > tile:
+            return torch.cat([tiled(run, row, tile, tile_out, self.tile_overlap_factor) for row in rows])
+        return torch.cat([run(row) for row in rows]) if len(rows) > 1 else run(x)
+
+    @classmethod
+    def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename attention's query, key, value and proj_attn; the oldest files hold them as convolutions."""
+        renamed = {}
+        for key, tensor in state.items():
+            key = _OLD_ATTENTION.sub(lambda found: f"{found[1]}{_TODAY[found[2]]}.", key)
+            if _ATTENTION_WEIGHT.search(key) and tensor.ndim == 4:
+                tensor = tensor.flatten(1)
+            renamed[key] = tensor
+        return renamed
+
+
+_TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
+_ATTENTION_WEIGHT = re.compile(r"mid_block\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
+
+
+def tiled(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int, overlap: float) -> Tensor:
+    """Run square tiles that overlap by a share of their side, and blend the results where they meet."""
+    stride = int(tile * (1 - overlap))
+    seam = int(tile_out * overlap)
+    kept = tile_out - seam  # of each result; the rest is blended into the next
+    strips: list[Tensor] = []
+    above: Sequence[Tensor | None] = [None] * len(range(0, x.shape[3], stride))
+    for top in range(0, x.shape[2], stride):
+        row: list[Tensor] = []
+        for left, upper in zip(range(0, x.shape[3], stride), above, strict=True):
+            result = run(x[:, :, top : top + tile, left : left + tile])
+            if upper is not None:
+                result = _blend(upper, result, seam, dim=2)
+            if row:
+                result = _blend(row[-1], result, seam, dim=3)
+            row.append(result)
+        strips.append(torch.cat([result[:, :, :kept, :kept] for result in row], dim=3))
+        above = row
+    return torch.cat(strips, dim=2)
+
+
+def _blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
+    """`after`, its first rows or columns fading over from the last of `before`."""
+    extent = min(extent, before.shape[dim], after.shape[dim])
+    shape = [-1 if axis == dim else 1 for axis in range(4)]
+    weight = (torch.arange(extent, device=after.device, dtype=after.dtype) / max(extent, 1)).view(shape)
+    old, new = before.narrow(dim, before.shape[dim] - extent, extent), after.narrow(dim, 0, extent)
+    rest = after.narrow(dim, extent, after.shape[dim] - extent)
+    return torch.cat([old * (1 - weight) + new * weight, rest], dim=dim)
