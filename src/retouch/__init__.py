@@ -33,21 +33,24 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
         StableDiffusionPipeline as StableDiffusionPipeline,
     )
-    from retouch.schedulers import (
-        DDIMScheduler as DDIMScheduler,
-        DDPMScheduler as DDPMScheduler,
-        DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
-        DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
+    from retouch.schedulers.ddim import DDIMScheduler as DDIMScheduler
+    from retouch.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from retouch.schedulers.dpm_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+    from retouch.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
+    from retouch.schedulers.euler import (
         EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler as EulerDiscreteScheduler,
-        HeunDiscreteScheduler as HeunDiscreteScheduler,
-        KDPM2DiscreteScheduler as KDPM2DiscreteScheduler,
-        LCMScheduler as LCMScheduler,
-        LMSDiscreteScheduler as LMSDiscreteScheduler,
-        PNDMScheduler as PNDMScheduler,
-        TCDScheduler as TCDScheduler,
-        UniPCMultistepScheduler as UniPCMultistepScheduler,
     )
+    from retouch.schedulers.heun import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from retouch.schedulers.kdpm2 import (
+        KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
+        KDPM2DiscreteScheduler as KDPM2DiscreteScheduler,
+    )
+    from retouch.schedulers.lcm import LCMScheduler as LCMScheduler
+    from retouch.schedulers.lms import LMSDiscreteScheduler as LMSDiscreteScheduler
+    from retouch.schedulers.pndm import PNDMScheduler as PNDMScheduler
+    from retouch.schedulers.tcd import TCDScheduler as TCDScheduler
+    from retouch.schedulers.unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
     from retouch.utils import load_image as load_image, make_image_grid as make_image_grid
 
 __version__ = "0.1.0.dev0"
@@ -84,6 +87,7 @@ _HOMES = {
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
         "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
         "KDPM2DiscreteScheduler",
         "LCMScheduler",
         "LMSDiscreteScheduler",
