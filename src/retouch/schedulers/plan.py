@@ -41,7 +41,6 @@ class Plan(ABC):
     def __init__(
         self,
         settings: Settings,
-        noise_schedule: NoiseSchedule,
         timesteps: np.ndarray,
         *,
         device: torch.device | str | None = None,
@@ -49,7 +48,6 @@ class Plan(ABC):
         eta: float = 0.0,
     ) -> None:
         self.settings = settings
-        self.noise_schedule = noise_schedule
         self.generator = generator
         self.eta = eta
         self.start = 0
@@ -132,7 +130,8 @@ class AlphaPlan(Plan):
                 f"The schedule holds timesteps from {timesteps.min()} to {timesteps.max()}. This model was "
                 f"trained on 0 to {last}; use fewer steps or a smaller steps_offset."
             )
-        super().__init__(settings, noise_schedule, timesteps, **run)
+        self.noise_schedule = noise_schedule
+        super().__init__(settings, timesteps, **run)
 
     def alpha(self, timestep: int) -> Tensor:
         """The product of alphas up to this timestep; a negative one means the clean end."""
@@ -166,8 +165,9 @@ class SigmaPlan(Plan):
         sigmas: np.ndarray,
         **run: Any,
     ) -> None:
+        self.noise_schedule = noise_schedule
         self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
-        super().__init__(settings, noise_schedule, timesteps, **run)
+        super().__init__(settings, timesteps, **run)
 
     @property
     def initial_sigma(self) -> float | Tensor:  # type: ignore[override]

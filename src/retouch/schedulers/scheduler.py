@@ -31,7 +31,7 @@ from retouch.schedulers.noise_schedule import (
     respaced_sigmas,
     spaced_timesteps,
 )
-from retouch.schedulers.plan import Plan, SigmaPlan
+from retouch.schedulers.plan import AlphaPlan, Plan, SigmaPlan
 
 CONFIG_FILE = "scheduler_config.json"
 _DEFAULTED = "_use_default_values"
@@ -92,7 +92,7 @@ class Scheduler:
         "timestep_spacing": TIMESTEP_SPACINGS,
     }
     accepts: ClassVar[tuple[str, ...]] = ()  # which of "timesteps" and "sigmas" a caller may give
-    plan_class: ClassVar[type[Plan]]
+    plan_class: ClassVar[type[AlphaPlan] | type[SigmaPlan]]
     last_alpha: ClassVar[float | None] = None  # replaces the last alpha under zero terminal SNR
 
     def __init__(self, **settings: Any) -> None:
@@ -222,7 +222,13 @@ class Scheduler:
     ) -> tuple[np.ndarray, ...]:
         """What the plan class takes after the noise schedule: the timesteps and, with most, the sigmas."""
         if timesteps is not None:
-            return (np.asarray(timesteps),)
+            values = np.asarray(timesteps)
+            if (np.diff(values) >= 0).any():
+                raise InputError(
+                    f"timesteps is {timesteps}. Each must be smaller than the one before it; sort the list "
+                    f"from noisy to clean and remove duplicates."
+                )
+            return (values,)
         assert steps is not None
         return (self.space_timesteps(steps),)
 
@@ -278,7 +284,7 @@ class Scheduler:
         **more: Any,
     ) -> None:
         self._plan = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, device=device, **more)
-        self.num_inference_steps = num_inference_steps or len(timesteps or sigmas[:-1])  # type: ignore[index]
+        self.num_inference_steps = num_inference_steps or -(-len(self._plan) // self.order)
         self._step_index = self._begin_index = None
 
     @property

@@ -1,0 +1,77 @@
+"""DDPM (arXiv:2006.11239): each step adds fresh noise, whose variance is fixed or predicted by the model."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from retouch.schedulers.noise_schedule import (
+    BETA_SCHEDULES,
+    Settings,
+    limited_original,
+    predicted_original,
+)
+from retouch.schedulers.plan import AlphaPlan, Step
+from retouch.schedulers.scheduler import Scheduler
+
+
+class DDPMPlan(AlphaPlan):
+    def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        predicted_variance = None
+        learned = self.settings["variance_type"] in ("learned", "learned_range")
+        if learned and prediction.shape[1] == 2 * latents.shape[1]:
+            prediction, predicted_variance = prediction.chunk(2, dim=1)
+        timestep = int(self.timestep_values[step.index])
+        alpha, alpha_after = self.alpha(timestep), self.alpha(self.timestep_after(step))
+        step_alpha = alpha / alpha_after
+        original = predicted_original(
+            self.settings["prediction_type"], prediction, latents, alpha**0.5, (1 - alpha) ** 0.5
+        )
+        original = limited_original(original, self.settings)
+        # Equation 7: the mean between where the latents are and where they should end.
+        to_original = alpha_after**0.5 * (1 - step_alpha) / (1 - alpha)
+        to_latents = step_alpha**0.5 * (1 - alpha_after) / (1 - alpha)
+        moved = to_original * original + to_latents * latents
+        if timestep > 0:  # so the last step is noisy too, unless it starts at timestep 0
+            noise = self.draw_noise(prediction)
+            moved = moved + self._deviation(alpha, alpha_after, predicted_variance) * noise
+        return moved, original
+
+    def _deviation(self, alpha: Tensor, alpha_after: Tensor, predicted: Tensor | None) -> Tensor:
+        kind = self.settings["variance_type"]
+        largest = 1 - alpha / alpha_after
+        smallest = ((1 - alpha_after) / (1 - alpha) * largest).clamp(min=1e-20)
+        if predicted is None:
+            return (largest if kind.startswith("fixed_large") else smallest) ** 0.5
+        if kind == "learned":
+            return predicted**0.5
+        share = (predicted + 1) / 2  # the model says where between the two, as -1 to 1
+        return torch.exp(0.5 * (share * torch.log(largest) + (1 - share) * torch.log(smallest)))
+
+
+class DDPMScheduler(Scheduler):
+    plan_class = DDPMPlan
+    accepts = ("timesteps",)
+    defaults: ClassVar[Settings] = {
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "rescale_betas_zero_snr": False,
+    }
+    choices: ClassVar[Settings] = {
+        "beta_schedule": (*BETA_SCHEDULES, "laplace", "sigmoid"),
+        "variance_type": (
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+            "learned",
+            "learned_range",
+        ),
+    }

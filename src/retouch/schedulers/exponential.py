@@ -1,0 +1,117 @@
+"""What DPM-Solver and UniPC share: their choice of levels, and an exponential integrator.
+
+Both follow the latents over lambda = log(signal / noise). There the linear part of the equation has an exact
+solution, and only the model's output (clean latents or noise) needs a polynomial through its latest values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retouch.schedulers.noise_schedule import (
+    chosen_sigma_spacing,
+    limited_original,
+    predicted_noise,
+    predicted_original,
+    respaced_sigmas,
+    spaced_timesteps,
+)
+from retouch.schedulers.plan import Step, UnitVarianceSigmaPlan
+from retouch.schedulers.scheduler import SigmaScheduler, Timesteps
+
+
+class ExponentialPlan(UnitVarianceSigmaPlan):
+    predicts_original: bool  # the model's output is taken as clean latents (else as noise)
+
+    def forget(self) -> None:
+        self.outputs: dict[int, Tensor] = {}  # the latest, by position in the schedule
+
+    @cached_property
+    def lambdas(self) -> Tensor:
+        return -self.sigmas.log()
+
+    def remember(self, step: Step, output: Tensor) -> None:
+        self.outputs[step.index] = output
+        if len(self.outputs) > self.settings["solver_order"]:
+            del self.outputs[min(self.outputs)]
+
+    def output(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the polynomial goes through, and the clean latents where they were needed for it."""
+        kind = self.settings["prediction_type"]
+        signal, noise = self.signal_and_noise(self.sigmas[step.index])
+        if self.predicts_original:
+            original = predicted_original(kind, prediction, latents, signal, noise)
+            original = limited_original(original, self.settings)
+            return original, original
+        epsilon = predicted_noise(kind, prediction, latents, signal, noise)
+        if not self.settings["thresholding"]:
+            return epsilon, None
+        original = limited_original((latents - noise * epsilon) / signal, self.settings)
+        return (latents - signal * original) / noise, original
+
+    def integrator(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`kept`, `weight` and `z` of the way from one level to another.
+
+        While the model's output does not change, the exact solution is
+        latents_end = kept * latents_start - weight * expm1(z) * output.
+        """
+        signal, noise = self.signal_and_noise(self.sigmas[start])
+        signal_end, noise_end = self.signal_and_noise(self.sigmas[end])
+        way = self.lambdas[end] - self.lambdas[start]
+        if self.predicts_original:
+            return noise_end / noise, signal_end, -way
+        return signal_end / signal, noise_end, way
+
+    def quotients(self, start: int, end: int, nodes: Iterable[int]) -> list[tuple[Tensor, Tensor]]:
+        """For other remembered outputs: how far they are from `start`, with the way to `end` as the unit,
+        and the difference quotient of the output over that distance."""
+        way, output = self.lambdas[end] - self.lambdas[start], self.outputs[start]
+        distances = [(node, (self.lambdas[node] - self.lambdas[start]) / way) for node in nodes]
+        return [(distance, (self.outputs[node] - output) / distance) for node, distance in distances]
+
+
+class ExponentialScheduler(SigmaScheduler):
+    plan_class: type[ExponentialPlan]
+
+    @property
+    def last_timestep(self) -> int:
+        """One above the highest timestep that a run may start from."""
+        return len(self)
+
+    def levels(
+        self, steps: int | None, timesteps: Timesteps | None, sigmas: Timesteps | None
+    ) -> tuple[np.ndarray, ...]:
+        schedule, spacing = self.noise_schedule, chosen_sigma_spacing(self.settings)
+        if timesteps is not None:
+            self.refuse_spacing_with_timesteps()
+            chosen = np.asarray(timesteps).astype(np.int64)
+        else:
+            assert steps is not None
+            chosen = spaced_timesteps(
+                self.settings.get("timestep_spacing", "linspace"),
+                steps,
+                len(self),
+                offset=self.settings["steps_offset"],
+                drop_last=True,
+                end=self.last_timestep,
+            )
+        if spacing is None:
+            levels = schedule.sigmas_at(chosen)
+        else:
+            # Over the whole of training: the timesteps above do not matter here.
+            assert steps is not None
+            levels = respaced_sigmas(self.settings, schedule.sigmas[::-1], steps)
+            chosen = self.rounded(schedule.timesteps_at(levels), spacing)
+        return chosen.astype(np.int64), np.append(levels, self.final_sigma_after(levels))
+
+    def rounded(self, timesteps: np.ndarray, spacing: str) -> np.ndarray:
+        """To whole timesteps; what is left of a fraction is cut off."""
+        return timesteps.round() if spacing == "use_karras_sigmas" else timesteps
+
+    def final_sigma_after(self, levels: np.ndarray) -> float:
+        return self.final_sigma

@@ -1,0 +1,110 @@
+"""Runs a scheduler object of another library, such as diffusers, as one of our plans.
+
+It relies on the methods that such objects share (`set_timesteps`, `step`, `add_noise`) and imports no
+library for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from retouch.errors import InputError
+from retouch.schedulers import those_accepting
+from retouch.schedulers.plan import Plan, Step
+from retouch.schedulers.scheduler import Scheduler
+
+
+def as_plan(
+    scheduler: Any,
+    num_inference_steps: int | None = None,
+    *,
+    timesteps: Sequence[int | float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    device: torch.device | str | None = None,
+    generator: Generator | Sequence[Generator] | None = None,
+    eta: float = 0.0,
+) -> Plan:
+    """Start a run of a scheduler of ours or of diffusers; neither is changed by it."""
+    custom = {"timesteps": timesteps, "sigmas": sigmas}
+    if isinstance(scheduler, Scheduler):
+        return scheduler.plan(num_inference_steps, **custom, device=device, generator=generator, eta=eta)
+    needed = ("set_timesteps", "step", "add_noise", "config")
+    missing = [name for name in needed if not hasattr(scheduler, name)]
+    if missing:
+        raise InputError(
+            f"scheduler is a {type(scheduler).__name__} without {', '.join(missing)}. Pass a scheduler of "
+            f"retouch or an object with the methods of a diffusers scheduler; make one with from_config."
+        )
+    given = {"num_inference_steps": num_inference_steps} | custom
+    return ForeignPlan(
+        scheduler,
+        {name: value for name, value in given.items() if value is not None},
+        device=device,
+        generator=generator,
+        eta=eta,
+    )
+
+
+class ForeignPlan(Plan):
+    def __init__(
+        self, scheduler: Any, schedule: dict[str, Any], *, device: torch.device | str | None, **run: Any
+    ) -> None:
+        accepted = inspect.signature(scheduler.set_timesteps).parameters
+        for name in schedule.keys() - accepted.keys():
+            raise InputError(
+                f"{type(scheduler).__name__} does not take custom {name}. Those that do: "
+                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps."
+            )
+        train_steps = getattr(scheduler.config, "num_train_timesteps", 1000)
+        if schedule.get("num_inference_steps", 1) > train_steps:
+            raise InputError(
+                f"num_inference_steps is {schedule['num_inference_steps']}, but this model was trained with "
+                f"{train_steps} timesteps. Give a number from 1 to {train_steps}."
+            )
+        # Two copies: `step` moves a hidden counter in one, and `add_noise` needs one that has not moved.
+        self._unused = copy.deepcopy(scheduler)
+        self._unused.set_timesteps(**schedule, device=device)
+        self._noiser = copy.deepcopy(self._unused)
+        self._step_takes = inspect.signature(scheduler.step).parameters
+        self.order = getattr(scheduler, "order", 1)
+        self.initial_sigma = self._unused.init_noise_sigma
+        found = self._unused.timesteps
+        settings = {"num_train_timesteps": train_steps}
+        super().__init__(settings, found.cpu().numpy(), device=found.device, **run)
+
+    def forget(self) -> None:
+        self._running = copy.deepcopy(self._unused)
+        _enter(self._running, self.start)
+
+    def scale_input(self, latents: Tensor, step: Step) -> Tensor:
+        if step.index == self.start:
+            self.forget()
+        return self._running.scale_model_input(latents, step.timestep)
+
+    def advance_with_original(
+        self, prediction: Tensor, step: Step, latents: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        # Without the base's `forget` at the first step, which would undo what scale_input began.
+        return self.move(prediction, step, latents)
+
+    def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        extra = {"eta": self.eta, "generator": self.generator}
+        taken = {name: value for name, value in extra.items() if name in self._step_takes}
+        result = self._running.step(prediction, step.timestep, latents, **taken)
+        return result.prev_sample, getattr(result, "pred_original_sample", None)
+
+    def noised(self, original: Tensor, noise: Tensor, step: Step) -> Tensor:
+        _enter(self._noiser, step.index)
+        return self._noiser.add_noise(original, noise, step.timestep.reshape(1))
+
+
+def _enter(scheduler: Any, index: int) -> None:
+    """Tell those that count their steps where they are; the others go by the timestep."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
