@@ -82,7 +82,7 @@ def resolve_dtype(
         _warned_of_float16 = True
         warnings.warn(
             f"float16 was asked for on a CPU that has no float16 arithmetic. {instead} is used "
-            f"instead, which this CPU computes well. Pass dtype=torch.{instead} to be explicit, or use a GPU.",
+            f"instead, which it computes well. Pass dtype=torch.{instead} to be explicit, or use a GPU.",
             stacklevel=3,
         )
     return _DTYPES[instead]

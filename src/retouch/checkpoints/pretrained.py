@@ -145,7 +145,7 @@ class Pretrained:
             Path(folder),
             variant=variant,
             max_shard_size=max_shard_size,
-            extra={CONFIG_NAME: text},
+            texts={CONFIG_NAME: text},
         )
 
     @property

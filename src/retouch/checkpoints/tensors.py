@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -75,8 +76,17 @@ def find_weights(names: Collection[str], *, pickled: bool = False) -> list[Weigh
         if key in whole:
             found.append(WeightFiles(key[1], None, (whole[key],)))
         else:
-            found.append(WeightFiles(key[1], indexes[key], tuple(shards[key])))
+            found.append(WeightFiles(key[1], indexes[key], _whole_series(shards[key])))
     return found
+
+
+def _whole_series(names: Collection[str]) -> tuple[str, ...]:
+    """All shards of the series that these belong to: their names tell how many there are."""
+    series = set()
+    for name in names:
+        before, count, after = re.split(r"-\d{5}-of-(\d{5})", name)
+        series |= {f"{before}-{number:05}-of-{count}{after}" for number in range(1, int(count) + 1)}
+    return tuple(sorted(series))
 
 
 def choose_weights(
@@ -170,7 +180,7 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as pickled weights ({str(error).splitlines()[0]}). A dictionary of "
-            f"tensors and nothing else is accepted; nothing in it was run. Use the safetensors of this checkpoint."
+            f"tensors and nothing else is accepted; no code in it was run. Use this checkpoint's safetensors."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(
@@ -207,9 +217,9 @@ def write_tensors(
     *,
     variant: str | None = None,
     max_shard_size: int | str = "10GB",
-    extra: Mapping[str, str] | None = None,
+    texts: Mapping[str, str],
 ) -> None:
-    """Save `state`, and `extra` text files by name, so that each file appears complete or not at all.
+    """Save `state` beside `texts` (by file name), so that each file appears complete or not at all.
 
     Weights of the same variant from an earlier save are removed: an old index beside a new file
     would make a reader take the old one.
@@ -225,12 +235,12 @@ def write_tensors(
     )
     folder.mkdir(parents=True, exist_ok=True)
     before = [files for files in find_weights(os.listdir(folder)) if files.variant == variant]
-    stale = {name for files in before for name in files.names}
+    stale = {name for files in before for name in files.names if name.startswith(STEMS[0])}
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
         for name, keys in plan.filename_to_tensors.items():
             part = {key: state[key].detach().contiguous() for key in keys}
             save_file(part, Path(scratch, name), metadata={"format": "pt"})
-        texts = dict(extra or {})
+        texts = dict(texts)
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             suffix = "" if variant is None else f".{variant}"
@@ -238,6 +248,9 @@ def write_tensors(
         for name, text in texts.items():
             Path(scratch, name).write_text(text, encoding="utf-8")
         written = os.listdir(scratch)
+        for name in written:
+            # safetensors makes its files readable by their owner alone.
+            shutil.copymode(Path(scratch, next(iter(texts))), Path(scratch, name))
         for name in written:
             os.replace(Path(scratch, name), folder / name)
     for name in stale.difference(written):
