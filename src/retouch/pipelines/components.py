@@ -1,0 +1,101 @@
+"""The parts that a pipeline's folder can name, and how each is read and written.
+
+model_index.json gives for each part a library and a class. Models and schedulers are ours under the
+reference's names; text and image encoders and tokenizers are transformers'.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retouch.errors import CheckpointError, ConfigError
+from retouch.schedulers import by_name
+
+_MODELS = {
+    "UNet2DConditionModel": "retouch.models.unet",
+    "AutoencoderKL": "retouch.models.autoencoder",
+}
+_SAFETY = {"StableDiffusionSafetyChecker": "retouch.models.safety_checker"}
+_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
+_PROCESSORS = {
+    "CLIPTokenizer": "CLIPTokenizer",
+    "CLIPTokenizerFast": "CLIPTokenizerFast",
+    "CLIPImageProcessor": "CLIPImageProcessor",
+    "CLIPFeatureExtractor": "CLIPImageProcessor",  # its name before transformers 4.26
+}
+
+
+def load_component(
+    folder: Path,
+    subfolder: str,
+    class_name: str,
+    *,
+    variant: str | None,
+    dtype: torch.dtype | None,
+    pickled: bool,
+) -> Any:
+    """The part of class `class_name` from `folder`/`subfolder`, which is on this machine."""
+    use_safetensors = False if pickled else None
+    if class_name in _MODELS:
+        model = getattr(import_module(_MODELS[class_name]), class_name)
+        return model.from_pretrained(
+            folder, subfolder=subfolder, variant=variant, dtype=dtype, use_safetensors=use_safetensors
+        )
+    if class_name.endswith("Scheduler"):
+        return by_name(class_name).from_pretrained(folder, subfolder=subfolder)
+    if class_name in _PROCESSORS:
+        transformers: Any = import_module("transformers")
+        return getattr(transformers, _PROCESSORS[class_name]).from_pretrained(folder / subfolder)
+    if class_name in _ENCODERS or class_name in _SAFETY:
+        module: Any = import_module(_SAFETY.get(class_name, "transformers"))
+        return _load_encoder(getattr(module, class_name), folder / subfolder, variant, dtype, use_safetensors)
+    known = [*_MODELS, *_SAFETY, *_ENCODERS, *_PROCESSORS]
+    raise ConfigError(
+        f"{folder / 'model_index.json'} names a {class_name} as its {subfolder}. Known are the schedulers "
+        "and "
+        f"{', '.join(known)}. Give that part yourself, {subfolder}=..., if it does the same as one of these."
+    )
+
+
+def _load_encoder(
+    cls: Any, folder: Path, variant: str | None, dtype: torch.dtype | None, use_safetensors: bool | None
+) -> Any:
+    try:
+        model, report = cls.from_pretrained(
+            folder,
+            variant=variant,
+            dtype=dtype or torch.float32,
+            use_safetensors=use_safetensors is None,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} does not load as a {cls.__name__}: {error}. A complete folder with config.json and "
+            f"model.safetensors is expected; download or save it again."
+        ) from error
+    faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys") if report.get(kind)}
+    if faults:
+        kind, keys = next(iter(faults.items()))
+        raise CheckpointError(
+            f"{folder} does not hold the weights of this {cls.__name__}: {len(keys)} "
+            f"{kind.replace('_', ' ')} "
+            f"({', '.join(map(str, keys[:3]))}). The config and the weights must belong together."
+        )
+    return model.eval()
+
+
+def library_of(component: Any) -> str:
+    """What model_index.json calls the home of this part, so that the reference finds it."""
+    if type(component).__name__ in _SAFETY:
+        return "stable_diffusion"
+    return "transformers" if type(component).__module__.startswith("transformers.") else "diffusers"
+
+
+def save_component(component: Any, folder: Path, variant: str | None) -> None:
+    """Write one part into its own folder."""
+    options = {"variant": variant} if isinstance(component, torch.nn.Module) else {}
+    component.save_pretrained(folder, **options)

@@ -1,0 +1,208 @@
+"""The arguments of a pipeline's call: their names, defaults and meaning, and the checks at the border.
+
+A `Task` says which of them a pipeline takes and in what order, so the familiar signatures are data:
+`signature` turns a task into what `help()` and editors show.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retouch.errors import InputError
+
+LISTENABLE = ("latents", "prompt_embeds", "negative_prompt_embeds", "mask", "masked_image_latents")
+
+
+def argument(default: Any, doc: str) -> Any:
+    """A request field with the text that `help()` shows."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asks for. Names and defaults follow the reference; a task overrides some defaults."""
+
+    prompt: str | Sequence[str] | None = argument(None, "What to paint; a list paints a batch.")
+    image: Any = argument(
+        None, "The picture or pictures: PIL, array or tensor in [0, 1], or 4-channel latents."
+    )
+    mask_image: Any = argument(
+        None, "White is repainted, black is kept; grey is released late (see mask_mode)."
+    )
+    masked_image_latents: Tensor | None = argument(
+        None, "Latents of the masked picture, instead of encoding it."
+    )
+    height: int | None = argument(None, "Height in pixels, a multiple of 8. None: that of the input picture.")
+    width: int | None = argument(None, "Width in pixels, a multiple of 8. None: that of the input picture.")
+    padding_mask_crop: int | None = argument(
+        None, "Work on the masked area plus this margin only, at full size, and paste it back."
+    )
+    strength: float = argument(1.0, "How much of the schedule runs, 0 to 1; less keeps more of the picture.")
+    num_inference_steps: int = argument(50, "Denoising steps of the whole schedule, before strength.")
+    timesteps: Sequence[int] | None = argument(None, "Custom timesteps, descending, instead of a step count.")
+    sigmas: Sequence[float] | None = argument(
+        None, "Custom noise levels, descending, instead of a step count."
+    )
+    guidance_scale: float = argument(
+        7.5, "How strongly to follow the prompt; 1 or less switches guidance off."
+    )
+    negative_prompt: str | Sequence[str] | None = argument(None, "What to stay away from.")
+    num_images_per_prompt: int | None = argument(1, "Pictures for each prompt.")
+    eta: float = argument(0.0, "DDIM's and TCD's share of fresh noise per step; others ignore it.")
+    generator: torch.Generator | Sequence[torch.Generator] | None = argument(
+        None, "Source of randomness; a list holds one for each picture."
+    )
+    latents: Tensor | None = argument(None, "The noise to start from, instead of drawing it.")
+    prompt_embeds: Tensor | None = argument(None, "Text states, instead of a prompt.")
+    negative_prompt_embeds: Tensor | None = argument(None, "Text states, instead of a negative prompt.")
+    output_type: str = argument("pil", '"pil", "np", "pt" or "latent".')
+    return_dict: bool = argument(True, "False returns a tuple (images, nsfw_content_detected).")
+    guidance_rescale: float = argument(0.0, "Pulls strong guidance back to a natural contrast, 0 to 1.")
+    clip_skip: int | None = argument(None, "How many of the text encoder's last layers to leave out.")
+    callback_on_step_end: Callable[..., Mapping[str, Any]] | None = argument(
+        None,
+        "Called as callback(run, step_index, timestep, tensors) after each step; may return new tensors.",
+    )
+    callback_on_step_end_tensor_inputs: Sequence[str] = argument(
+        ("latents",), "Names of the tensors it gets."
+    )
+    mask_mode: str = argument(
+        "soft", '"soft" releases grey areas late in the run; "binary" hardens the mask at one half.'
+    )
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts were given, by text or by embeddings."""
+        if self.prompt_embeds is not None:
+            return int(self.prompt_embeds.shape[0])
+        return 1 if isinstance(self.prompt, str) else len(self.prompt or ())
+
+    def check(self, size_factor: int) -> None:
+        """Refuse what cannot work before anything large is moved. `size_factor` is the VAE's."""
+        _check_prompts(self)
+        _check_numbers(self, size_factor)
+        if self.output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(
+                f"output_type={self.output_type!r} is unknown; use 'pil', 'np', 'pt' or 'latent'."
+            )
+        if self.mask_mode not in ("soft", "binary"):
+            raise InputError(f"mask_mode={self.mask_mode!r} is unknown; use 'soft' or 'binary'.")
+        if self.padding_mask_crop is not None and self.output_type != "pil":
+            raise InputError(
+                f"padding_mask_crop pastes the result into the picture and so returns PIL, but "
+                f"output_type={self.output_type!r}. Drop one of the two."
+            )
+        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in LISTENABLE]
+        if unknown:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; a callback can get "
+                f"{', '.join(LISTENABLE)}."
+            )
+
+
+def _check_prompts(request: Request) -> None:
+    for name in ("prompt", "negative_prompt"):
+        text, embeds = getattr(request, name), getattr(request, f"{name}_embeds")
+        if text is not None and embeds is not None:
+            raise InputError(f"Both {name} and {name}_embeds were given; they say the same thing. Give one.")
+        is_texts = isinstance(text, Sequence) and bool(text) and all(isinstance(part, str) for part in text)
+        if text is not None and not isinstance(text, str) and not is_texts:
+            raise InputError(f"{name} is {text!r:.80}; it takes a string or a list of strings.")
+    if request.prompt is None and request.prompt_embeds is None:
+        raise InputError('Neither prompt nor prompt_embeds was given; prompt="" is fine for removing things.')
+    negative, embeds = request.negative_prompt, request.negative_prompt_embeds
+    if isinstance(negative, Sequence) and not isinstance(negative, str) and len(negative) != request.prompts:
+        raise InputError(
+            f"negative_prompt has {len(negative)} entries for {request.prompts} prompts. Give one string, "
+            f"or a list with one entry for each prompt."
+        )
+    if (
+        embeds is not None
+        and request.prompt_embeds is not None
+        and embeds.shape != request.prompt_embeds.shape
+    ):
+        raise InputError(
+            f"prompt_embeds has the shape {tuple(request.prompt_embeds.shape)} and negative_prompt_embeds "
+            f"{tuple(embeds.shape)}. They must match; pad the shorter text."
+        )
+
+
+def _check_numbers(request: Request, size_factor: int) -> None:
+    for name in ("height", "width"):
+        value = getattr(request, name)
+        if value is not None and (value < size_factor or value % size_factor):
+            nearest = max(size_factor, round(value / size_factor) * size_factor)
+            raise InputError(
+                f"{name}={value} is not a positive multiple of {size_factor}. The nearest is {nearest}."
+            )
+    if not 0 <= request.strength <= 1:
+        raise InputError(f"strength={request.strength} is outside 0 to 1.")
+    for name in ("num_inference_steps", "num_images_per_prompt"):
+        value = getattr(request, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"{name}={value!r} is not a whole number of 1 or more.")
+    if request.timesteps is not None and request.sigmas is not None:
+        raise InputError("Both timesteps and sigmas were given; each is a whole schedule. Give one.")
+    if request.padding_mask_crop is not None and request.padding_mask_crop < 0:
+        raise InputError(
+            f"padding_mask_crop={request.padding_mask_crop} is negative; give a margin in pixels."
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which arguments a pipeline takes, in the order people know, and what is particular to it."""
+
+    name: str
+    arguments: Sequence[str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    required: Sequence[str] = ()
+    request: type[Request] = Request
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
+        """A call's arguments as a request; an unknown name is answered with the nearest known one."""
+        if len(args) > len(self.arguments):
+            raise InputError(
+                f"{len(args)} positional arguments were given; {self.name} takes {len(self.arguments)}."
+            )
+        given = dict(zip(self.arguments, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in self.arguments:
+                near = difflib.get_close_matches(name, self.arguments, n=1)
+                hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(self.arguments)}."
+                raise InputError(f"{self.name} has no argument {name!r}. {hint}")
+            if name in given:
+                raise InputError(f"{name} was given twice, by position and by name.")
+            given[name] = value
+        for name in self.required:
+            if given.get(name) is None:
+                raise InputError(f"{self.name} needs {name}, which was not given (or is None).")
+        return self.request(**{**self.defaults, **given})
+
+    def signature(self) -> inspect.Signature:
+        """The call's signature, as `help()` and editors show it."""
+        known = {entry.name: entry for entry in fields(self.request)}
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        for name in self.arguments:
+            default = self.defaults.get(name, known[name].default)
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=default,
+                    annotation=known[name].type,
+                )
+            )
+        return inspect.Signature(parameters)
+
+    def describe(self) -> str:
+        """The arguments' meanings, for the call's docstring."""
+        known = {entry.name: entry for entry in fields(self.request)}
+        return "\n".join(f"    {name}: {known[name].metadata['doc']}" for name in self.arguments)

@@ -1,0 +1,51 @@
+"""Prompts to text states with CLIP's tokenizer and text encoder, which come from transformers."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A fast tokenizer keeps its padding and truncation as state, and refuses a second thread meanwhile.
+_tokenizing = threading.Lock()
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+    """Token ids, padded and cut to `length`; what is cut off is told."""
+    with _tokenizing:
+        ids = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        whole = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        lost = [row[length - 1 : -1] for row in whole if len(row) > length]
+        if lost:
+            text = "; ".join(tokenizer.decode(row) for row in lost)
+            warnings.warn(
+                f"The prompt is longer than the {length} tokens that the text encoder reads; it will not "
+                "see: "
+                f"{text!r:.300}. Shorten the prompt, or put what matters first.",
+                stacklevel=2,
+            )
+    return ids
+
+
+def encode(text_encoder: Any, ids: Tensor, clip_skip: int | None = None) -> Tensor:
+    """Text states of the last layer, or of the one that `clip_skip` names, normalised like the last."""
+    ids = ids.to(text_encoder.device)
+    if clip_skip is None:
+        return text_encoder(ids)[0]
+    states = text_encoder(ids, output_hidden_states=True).hidden_states
+    inner = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 has one more level
+    return inner.final_layer_norm(states[-(clip_skip + 1)])
+
+
+def guidance_embedding(weights: Tensor, width: int) -> Tensor:
+    """Sinusoids of the guidance scale, which distilled models take instead of a second evaluation."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = (1000.0 * weights.float())[:, None] * frequencies[None]
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))

@@ -1,0 +1,47 @@
+"""Classifier-free guidance: one model evaluation over two batches, and their combination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retouch.sampling.conditioning import Conditioning, stack
+
+
+@dataclass
+class Guidance:
+    """Push a prediction away from the negative inputs, `scale` times as far as they are apart.
+
+    With `active` False the model sees the positive inputs alone. `rescale` pulls the result back to
+    the spread of the positive prediction ("Common Diffusion Noise Schedules and Sample Steps are
+    Flawed", section 3.4), which keeps strong guidance from over-exposing.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    active: bool = True
+
+    def pair(self, conditioning: Conditioning) -> dict[str, Any]:
+        """The model's inputs: negative rows first, then positive."""
+        if not self.active or conditioning.negative is None:
+            return dict(conditioning.positive)
+        return stack(conditioning.negative, conditioning.positive)
+
+    def repeat(self, rows: Tensor) -> Tensor:
+        """The same rows for both sides."""
+        return torch.cat([rows, rows]) if self.active else rows
+
+    def combine(self, prediction: Tensor) -> Tensor:
+        """One prediction out of the two sides."""
+        if not self.active:
+            return prediction
+        negative, positive = prediction.chunk(2)
+        guided = negative + self.scale * (positive - negative)
+        if self.rescale > 0:
+            axes = tuple(range(1, guided.ndim))
+            matched = guided * (positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+            guided = self.rescale * matched + (1 - self.rescale) * guided
+        return guided

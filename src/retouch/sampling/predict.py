@@ -1,0 +1,31 @@
+"""One model evaluation as a function of latents and step: scale, join channels, run, guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retouch.sampling.guidance import Guidance
+from retouch.schedulers.plan import Plan, Step
+
+
+@dataclass
+class Predictor:
+    """Assembled once for each run, which owns it: a listener may change its fields between two steps."""
+
+    model: Callable[..., Any]
+    plan: Plan
+    guidance: Guidance
+    inputs: dict[str, Any]  # keyword inputs of the model, both sides of the guidance
+    channels: Tensor | None = None  # joined after the latents: a mask, a masked picture
+
+    def __call__(self, latents: Tensor, step: Step) -> Tensor:
+        x = self.guidance.repeat(self.plan.scale_input(latents, step))
+        if self.channels is not None:  # after scaling: a mask is not noise
+            x = torch.cat([x, self.guidance.repeat(self.channels)], dim=1)
+        prediction = self.model(x, step.timestep, **self.inputs, return_dict=False)[0]
+        return self.guidance.combine(prediction)

@@ -1,0 +1,31 @@
+"""Where a run starts: how much of the schedule `strength` leaves, and the first latents."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from retouch.errors import InputError
+from retouch.schedulers.plan import Plan
+
+
+def shorten(plan: Plan, num_inference_steps: int, strength: float) -> tuple[Plan, int]:
+    """Leave the last `strength` of the schedule; returns it with the number of requested steps in it."""
+    kept = min(int(num_inference_steps * strength), num_inference_steps)
+    if kept < 1:
+        least = next((n for n in range(1, 10_001) if int(n * strength) >= 1), None)
+        cure = f"num_inference_steps of {least} or more" if least else "a higher strength"
+        raise InputError(
+            f"strength={strength} with num_inference_steps={num_inference_steps} leaves no step to run. "
+            f"Strength is the part of the steps that run, and at least one must; use {cure}, or strength "
+            f"of {math.ceil(1000 / num_inference_steps) / 1000} or more."
+        )
+    return plan.after((num_inference_steps - kept) * plan.order), kept
+
+
+def first_latents(plan: Plan, noise: Tensor, original: Tensor | None = None) -> Tensor:
+    """Pure noise, or `original` noised to the level at which `plan` starts."""
+    if original is None:
+        return noise * plan.initial_sigma
+    return plan.noised(original, noise, next(iter(plan)))
