@@ -98,8 +98,8 @@ def make_photo() -> tuple[Image.Image, Image.Image]:
         )
     draw.ellipse((275, 35, 325, 85), fill=(255, 240, 190))
     draw.ellipse((-120, 150, 300, 420), fill=(88, 130, 78))
-    draw.ellipse((150, 175, 560, 440), fill=(66, 108, 66))
     draw.polygon([(110, 200), (130, 130), (175, 110), (215, 145), (225, 205)], fill=(120, 112, 108))
+    draw.ellipse((150, 175, 560, 440), fill=(66, 108, 66))
     ImageDraw.Draw(mask).ellipse((90, 90, 245, 225), fill=255)
     return photo, mask
 
