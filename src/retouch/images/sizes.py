@@ -1,0 +1,97 @@
+"""Bringing pictures and tensors to a size and back: Pillow resizing, padding to a multiple.
+
+The resizing has the reference's arithmetic, so that the model sees the same pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from retouch.errors import InputError
+from retouch.images.modes import require_picture
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "linear": Image.Resampling.BILINEAR,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RESIZE_MODES = ("default", "fill", "crop")
+
+
+def resize_picture(
+    image: Image.Image,
+    width: int,
+    height: int,
+    mode: str = "default",
+    resample: str = "lanczos",
+    reducing_gap: float | None = None,
+) -> Image.Image:
+    """Resize to exactly width x height.
+
+    "default" stretches, "fill" keeps the aspect and fills the two free strips from the picture's
+    edges, "crop" keeps the aspect and cuts what is too much.
+    """
+    require_picture(image, "image")
+    require_size(width, height)
+    if mode == "default":
+        return image.resize((width, height), RESAMPLING[resample], reducing_gap=reducing_gap)
+    if mode not in RESIZE_MODES:
+        raise InputError(
+            f"resize_mode is {mode!r}. Accepted are {', '.join(RESIZE_MODES)}. Choose one of them; "
+            f'"default" stretches the picture to the size.'
+        )
+    scaled = _keeping_aspect(image, width, height, resample, cover=mode == "crop")
+    left, top = width // 2 - scaled.width // 2, height // 2 - scaled.height // 2
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(scaled, (left, top))
+    # Pillow stretches the empty box at an edge into a strip that continues the picture there.
+    if mode == "fill" and top > 0:
+        for edge, y in (0, 0), (scaled.height, top + scaled.height):
+            canvas.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
+    elif mode == "fill" and left > 0:
+        for edge, x in (0, 0), (scaled.width, left + scaled.width):
+            canvas.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+    return canvas
+
+
+def _keeping_aspect(
+    image: Image.Image, width: int, height: int, resample: str, *, cover: bool
+) -> Image.Image:
+    wanted, given = width / height, image.width / image.height
+    if wanted > given if cover else wanted < given:
+        size = width, max(1, image.height * width // image.width)
+    else:
+        size = max(1, image.width * height // image.height), height
+    return image.resize(size, RESAMPLING[resample])
+
+
+def require_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise InputError(
+            f"The size to resize to is {width}x{height}. At least 1x1 is accepted, and at least the VAE's "
+            "factor (usually 8) per side where sizes are rounded down to it. Give a larger width and "
+            "height."
+        )
+
+
+def pad_pixels(pixels: Tensor, multiple: int) -> Tensor:
+    """Grow (..., height, width) to a multiple by repeating the last row and column; undo with `crop_to`."""
+    height, width = pixels.shape[-2:]
+    rows = torch.arange(height + -height % multiple, device=pixels.device).clamp(max=height - 1)
+    columns = torch.arange(width + -width % multiple, device=pixels.device).clamp(max=width - 1)
+    return pixels[..., rows, :][..., columns]
+
+
+def pad_mask(repaint: Tensor, multiple: int) -> Tensor:
+    """Grow (..., height, width) to a multiple with zeros: what is added is kept, never repainted."""
+    height, width = repaint.shape[-2:]
+    return torch.nn.functional.pad(repaint, (0, -width % multiple, 0, -height % multiple))
+
+
+def crop_to(pixels: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns: what was there before the padding."""
+    return pixels[..., :height, :width]

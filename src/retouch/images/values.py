@@ -1,0 +1,102 @@
+"""Numbers that come as arrays or tensors: of any dtype, to checked fractions of white.
+
+Shapes are the business of whoever asks: a mask and a picture read them differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retouch.errors import InputError
+
+
+def described(value: Any) -> str:
+    """What a message calls it: the type, and of arrays the dtype and shape."""
+    if not isinstance(value, np.ndarray | Tensor):
+        return f"of type {type(value).__name__}"
+    kind = "a numpy array" if isinstance(value, np.ndarray) else "a tensor"
+    return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
+
+
+def as_tensor(values: Any, argument_name: str) -> Tensor:
+    """A numpy array (copied) or a tensor as tensor, of at least one value."""
+    if not isinstance(values, np.ndarray | Tensor):
+        raise InputError(
+            f"{argument_name} is {described(values)}. Accepted are a PIL picture, a numpy array, a "
+            "torch tensor, or a list of them. Load a file with retouch.utils.load_image."
+        )
+    if 0 in values.shape or values.ndim not in (2, 3, 4):
+        raise InputError(
+            f"{argument_name} has the shape {tuple(values.shape)}. Accepted are (height, width), with "
+            "channels (last in numpy, first in torch), with a batch before them; no side of length 0. "
+            "Reshape it."
+        )
+    if isinstance(values, Tensor):
+        return values
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise InputError(
+            f"{argument_name} is {described(values)}. Accepted are bool, integers and floats "
+            "of up to 64 bits. Convert it with astype(numpy.float32)."
+        )
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
+
+
+def fractions(values: Tensor, argument_name: str, *, flags: bool = False) -> Tensor:
+    """Integers as fractions of white (float32), and floats as they are; NaN and infinities are refused.
+
+    `flags`: integers whose largest value is 1 are 0/1 flags. A mask may be so, a dark photo not.
+    """
+    if values.is_complex():
+        raise InputError(
+            f"{argument_name} is complex. Real numbers are accepted. Pass its real part or magnitude."
+        )
+    if values.is_floating_point():
+        if not bool(values.isfinite().all()):
+            raise InputError(
+                f"{argument_name} contains NaN or infinite values. Finite numbers are accepted. Look for "
+                "the division or the overflow that made them, or replace them with torch.nan_to_num."
+            )
+        return values
+    if values.dtype == torch.bool:
+        return values.float()
+    numbers = values.to(torch.int64)  # torch cannot compare uint16
+    low, high = int(numbers.min()), int(numbers.max())
+    white = 65535 if values.dtype == torch.uint16 else 255
+    if flags and high <= 1:
+        white = 1
+    if low < 0 or high > white:
+        raise InputError(
+            f"{argument_name} holds integers from {low} to {high}. Accepted are 0 to 255 (uint16: 0 to "
+            "65535), or floats from 0 to 1. Scale the values to one of these."
+        )
+    return numbers.float() / white
+
+
+def require_range(values: Tensor, low: float, argument_name: str) -> None:
+    """Refuse values outside of low..1, but for the rounding of a resize or of half precision."""
+    smallest, largest, slack = float(values.min()), float(values.max()), 1e-3
+    if smallest < low - slack or largest > 1 + slack:
+        advice = "Divide them by 255" if smallest >= 0 and largest > 2 else "Scale or clamp them"
+        raise InputError(
+            f"{argument_name} has values from {smallest:g} to {largest:g}. Floats from {low:g} to 1 are "
+            f"accepted. {advice} before the call."
+        )
+
+
+def one_batch(parts: list[Tensor], argument_name: str) -> Tensor:
+    """Join (batch, channels, height, width) tensors of one shape along the batch."""
+    if not parts:
+        raise InputError(
+            f"{argument_name} is an empty list. One picture or more is accepted. Pass at least one."
+        )
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise InputError(
+            f"{argument_name} holds pictures of different shapes (channels, height, width): {shapes}. All "
+            "of one call must agree. Resize or convert them, or make one call for each."
+        )
+    return torch.cat(parts)
