@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(batch, channels, height, width) -> (batch, height * width, channels); free if x is channels-last."""
-    return x.flatten(2).transpose(1, 2).contiguous()
+    """(batch, channels, height, width) -> (batch, height * width, channels), as a view."""
+    return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """(batch, height * width, channels) -> (batch, channels, height, width), as a channels-last view."""
+    """(batch, height * width, channels) -> (batch, channels, height, width), as a view."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
@@ -106,9 +106,10 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens), text if self.only_cross_attention else None)
-        tokens = tokens + self.attn2(self.norm2(tokens), text)
-        return tokens + self.ff(self.norm3(tokens))
+        # The new summand first: a sum takes its memory layout, and what comes in may be a transposed view.
+        tokens = self.attn1(self.norm1(tokens), text if self.only_cross_attention else None) + tokens
+        tokens = self.attn2(self.norm2(tokens), text) + tokens
+        return self.ff(self.norm3(tokens)) + tokens
 
 
 def _projection(channels: int, use_linear: bool) -> nn.Module:

@@ -24,6 +24,10 @@ from retouch.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 
 _EPS = 1e-6
 
+_SPELLED_TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
+_ATTENTION_WEIGHT = re.compile(r"mid_block\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
+
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig(Config):
@@ -281,16 +285,10 @@ class AutoencoderKL(Pretrained, nn.Module):
         """Rename attention's query, key, value and proj_attn; the oldest files hold them as convolutions."""
         renamed = {}
         for key, tensor in state.items():
-            key = _OLD_ATTENTION.sub(lambda found: f"{found[1]}{_TODAY[found[2]]}.", key)
-            if _ATTENTION_WEIGHT.search(key) and tensor.ndim == 4:
-                tensor = tensor.flatten(1)
-            renamed[key] = tensor
+            key = _OLD_ATTENTION.sub(lambda found: f"{found[1]}{_SPELLED_TODAY[found[2]]}.", key)
+            is_convolution = _ATTENTION_WEIGHT.search(key) and tensor.ndim == 4
+            renamed[key] = tensor.flatten(1) if is_convolution else tensor
         return renamed
-
-
-_TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
-_ATTENTION_WEIGHT = re.compile(r"mid_block\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
 
 
 def tiled(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int, overlap: float) -> Tensor:
@@ -318,7 +316,7 @@ def _blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
     """`after`, its first rows or columns fading over from the last of `before`."""
     extent = min(extent, before.shape[dim], after.shape[dim])
     shape = [-1 if axis == dim else 1 for axis in range(4)]
-    weight = (torch.arange(extent, device=after.device, dtype=after.dtype) / max(extent, 1)).view(shape)
+    weight = (torch.arange(extent, device=after.device) / max(extent, 1)).view(shape)
     old, new = before.narrow(dim, before.shape[dim] - extent, extent), after.narrow(dim, 0, extent)
     rest = after.narrow(dim, extent, after.shape[dim] - extent)
-    return torch.cat([old * (1 - weight) + new * weight, rest], dim=dim)
+    return torch.cat([(old * (1 - weight) + new * weight).to(after.dtype), rest], dim=dim)

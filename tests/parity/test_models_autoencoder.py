@@ -1,0 +1,175 @@
+"""The autoencoder against the reference's: encoding, drawing, decoding, whole, in tiles and in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_close, share_weights
+from diffusers import AutoencoderKL as TheirAutoencoder
+from published_configs import AUTOENCODERS
+from tiny_checkpoints import randomised
+
+from retouch.models.autoencoder import AutoencoderKL
+
+# Three levels, so tiles of 32 pixels are 8 latents wide and overlap by two.
+TINY: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "SD": TINY,
+    "two layers": TINY | {"layers_per_block": 2},
+    "no attention": TINY | {"mid_block_add_attention": False},
+    "no quantisation": TINY | {"use_quant_conv": False, "use_post_quant_conv": False},
+    "sixteen latent channels": TINY | {"latent_channels": 16, "shift_factor": 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def pair(settings: dict[str, Any] = TINY) -> tuple[AutoencoderKL, Any]:
+    ours, theirs = AutoencoderKL(**settings).eval(), randomised(TheirAutoencoder(**settings))
+    share_weights(ours, theirs)
+    return ours, theirs
+
+
+def seeded(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+def test_encode_draw_decode(settings: dict[str, Any]) -> None:
+    ours, theirs = pair(settings)
+    pixels = torch.rand(2, 3, 28, 20) * 2 - 1
+    our_latents, their_latents = ours.encode(pixels).latent_dist, theirs.encode(pixels).latent_dist
+    assert_close(our_latents.mode(), their_latents.mode())
+    assert_close(our_latents.std, their_latents.std)
+    assert_close(our_latents.sample(seeded()), drawn := their_latents.sample(seeded()))
+    assert_close(ours.decode(drawn).sample, theirs.decode(drawn).sample)
+
+
+def test_a_generator_for_each_picture() -> None:
+    ours, theirs = pair()
+    pixels = torch.rand(3, 3, 16, 16)
+    draws = [
+        model.encode(pixels).latent_dist.sample([seeded(seed) for seed in (1, 2, 3)])
+        for model in (ours, theirs)
+    ]
+    assert_close(*draws)
+    alone = ours.encode(pixels[1:2]).latent_dist.sample(seeded(2))
+    assert_close(draws[0][1:2], alone)
+
+
+def test_extreme_variances_are_held_back() -> None:
+    ours, theirs = pair()
+    for model in (ours, theirs):
+        model.quant_conv.weight.mul_(1000)
+    pixels = torch.rand(1, 3, 16, 16)
+    assert_close(ours.encode(pixels).latent_dist.logvar, theirs.encode(pixels).latent_dist.logvar, 1e-3)
+
+
+# One tile and a bit, several, a last tile of a single latent, one short side.
+@pytest.mark.parametrize("size", [(36, 32), (56, 100), (28, 76), (100, 16)], ids=str)
+@pytest.mark.parametrize("slicing", [True, False])
+def test_tiles_and_slices(size: tuple[int, int], slicing: bool) -> None:
+    ours, theirs = pair()
+    pixels = torch.rand(2, 3, *size) * 2 - 1
+    whole = theirs.encode(pixels).latent_dist.mode()
+    for model in (ours, theirs):
+        model.enable_tiling()
+        if slicing:
+            model.enable_slicing()
+    expected = theirs.encode(pixels).latent_dist.mode()
+    assert_close(ours.encode(pixels).latent_dist.mode(), expected)
+    assert (expected - whole).abs().max() > 0.01, "tiling did not take place"
+    assert_close(ours.decode(whole).sample, theirs.decode(whole).sample)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5])
+def test_another_overlap(overlap: float) -> None:
+    ours, theirs = pair()
+    for model in (ours, theirs):
+        model.enable_tiling()
+        model.tile_sample_min_size, model.tile_latent_min_size, model.tile_overlap_factor = 16, 4, overlap
+    latents = torch.randn(1, 4, 9, 14)
+    assert_close(ours.decode(latents).sample, theirs.decode(latents).sample)
+
+
+def test_tiling_and_slicing_can_be_disabled() -> None:
+    ours, _ = pair()
+    latents = torch.randn(2, 4, 12, 9)
+    whole = ours.decode(latents).sample
+    ours.enable_tiling()
+    assert (ours.decode(latents).sample - whole).abs().max() > 0.01
+    ours.disable_tiling()
+    assert_close(ours.decode(latents).sample, whole, 0)
+    calls: list[int] = []
+    ours.decoder.register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
+    ours.enable_slicing()
+    assert_close(ours.decode(latents).sample, whole)
+    ours.disable_slicing()
+    ours.decode(latents)
+    assert calls == [1, 1, 2]
+
+
+@pytest.mark.parametrize("sample_posterior", [True, False])
+def test_there_and_back(sample_posterior: bool) -> None:
+    ours, theirs = pair()
+    pixels = torch.rand(1, 3, 16, 24)
+    results = [
+        model(pixels, sample_posterior=sample_posterior, generator=seeded()).sample
+        for model in (ours, theirs)
+    ]
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tiling", [True, False])
+def test_half_precision(dtype: torch.dtype, tiling: bool) -> None:
+    ours, theirs = pair()
+    pixels = torch.rand(1, 3, 40, 32, dtype=dtype)
+    ours, theirs = ours.to(dtype), theirs.to(dtype)
+    for model in (ours, theirs) if tiling else ():
+        model.enable_tiling()
+    expected = theirs.encode(pixels).latent_dist.sample(seeded())
+    assert_close(ours.encode(pixels).latent_dist.sample(seeded()), expected, 0.05)
+    assert_close(ours.decode(expected).sample, theirs.decode(expected).sample, 0.05)
+
+
+@pytest.mark.parametrize("tiling", [True, False])
+def test_channels_last(tiling: bool) -> None:
+    ours, theirs = pair()
+    pixels = torch.rand(1, 3, 40, 56)
+    for model in (ours, theirs) if tiling else ():
+        model.enable_tiling()
+    expected = theirs.encode(pixels).latent_dist.mode()
+    ours = ours.to(memory_format=torch.channels_last)
+    result = ours.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+    assert_close(result, expected, 1e-4)  # other kernels, which add up in another order
+    assert_close(ours.decode(expected).sample, theirs.decode(expected).sample, 1e-4)
+
+
+@pytest.mark.parametrize("config", AUTOENCODERS.values(), ids=AUTOENCODERS.keys())
+def test_published_configs_give_the_same_tensors(config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        ours = AutoencoderKL.from_config(config)
+        theirs = TheirAutoencoder.from_config(config)
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    # What the pipelines read, defaults included.
+    for key in ("scaling_factor", "shift_factor", "force_upcast", "latents_mean", "block_out_channels"):
+        ours_value, theirs_value = ours.config[key], theirs.config[key]
+        assert ours_value == (tuple(theirs_value) if isinstance(theirs_value, list) else theirs_value), key
+    assert ours.tile_sample_min_size == theirs.tile_sample_min_size
+    assert ours.tile_latent_min_size == theirs.tile_latent_min_size

@@ -1,0 +1,275 @@
+"""Each layer and block of the networks against the reference's, with the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_close, share_weights
+from diffusers.models import attention as their_attention, embeddings, resnet
+from diffusers.models.attention_processor import Attention as TheirAttention
+from diffusers.models.downsampling import Downsample2D as TheirDownsample
+from diffusers.models.transformers.transformer_2d import Transformer2DModel as TheirTransformer
+from diffusers.models.unets import unet_2d_blocks as their_blocks
+from diffusers.models.upsampling import Upsample2D as TheirUpsample
+from tiny_checkpoints import randomised
+from torch import Tensor, nn
+
+from retouch.models import attention, autoencoder, layers, unet_blocks
+from retouch.models.unet_blocks import Level
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+TEXT_WIDTH, TIME_WIDTH = 12, 20
+
+LEVEL = Level(
+    above=8,
+    channels=16,
+    below=24,
+    is_finest=False,
+    is_coarsest=False,
+    temb_channels=TIME_WIDTH,
+    layers=2,
+    groups=4,
+    eps=1e-5,
+    downsample_padding=1,
+    heads=4,
+    transformer_layers=2,
+    cross_attention_dim=TEXT_WIDTH,
+    use_linear_projection=False,
+    only_cross_attention=False,
+)
+# At the small scale a wrong epsilon in a norm shows.
+SCALES = (1, 1e-3)
+
+LEVELS = {
+    "SD 1": LEVEL,
+    "SD 2": replace(LEVEL, use_linear_projection=True, heads=2, layers=1),
+    "at the edge": replace(LEVEL, is_finest=True, is_coarsest=True, below=16),
+    "only cross-attention": replace(LEVEL, only_cross_attention=True),
+    "padding on one side": replace(LEVEL, downsample_padding=0),
+}
+
+
+@pytest.fixture
+def no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def pair(ours: nn.Module, theirs: nn.Module) -> tuple[nn.Module, nn.Module]:
+    share_weights(ours.eval(), randomised(theirs))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_sinusoids(flip: bool, shift: int) -> None:
+    timesteps = torch.tensor([0.0, 1.0, 17.5, 500.0, 999.0])
+    ours = layers.sinusoidal_embedding(timesteps, 32, flip_sin_to_cos=flip, freq_shift=shift)
+    theirs = embeddings.get_timestep_embedding(
+        timesteps, 32, flip_sin_to_cos=flip, downscale_freq_shift=shift
+    )
+    assert_close(ours, theirs, 1e-6)
+
+
+def test_sinusoids_stay_float32_for_half_precision_timesteps() -> None:
+    timesteps = torch.tensor([999, 998])
+    exact = layers.sinusoidal_embedding(timesteps, 32)
+    assert exact.dtype == torch.float32
+    assert_close(layers.sinusoidal_embedding(timesteps.half(), 32), exact, 0)
+
+
+@pytest.mark.parametrize("cond_proj_dim", [None, 6])
+def test_timestep_embedding(cond_proj_dim: int | None) -> None:
+    ours, theirs = pair(
+        layers.TimestepEmbedding(8, TIME_WIDTH, cond_proj_dim),
+        embeddings.TimestepEmbedding(8, TIME_WIDTH, cond_proj_dim=cond_proj_dim),
+    )
+    condition = torch.randn(3, cond_proj_dim) if cond_proj_dim else None
+    x = torch.randn(3, 8)
+    assert_close(ours(x, condition), theirs(x, condition))
+
+
+@pytest.mark.parametrize("out_channels", [8, 16])
+@pytest.mark.parametrize("temb_channels", [TIME_WIDTH, None])
+def test_resnet_block(out_channels: int, temb_channels: int | None) -> None:
+    ours, theirs = pair(
+        layers.ResnetBlock2D(8, out_channels, temb_channels, groups=4, eps=1e-5),
+        resnet.ResnetBlock2D(
+            in_channels=8, out_channels=out_channels, temb_channels=temb_channels, groups=4, eps=1e-5
+        ),
+    )
+    temb = torch.randn(2, temb_channels) if temb_channels else None
+    x = torch.randn(2, 8, 7, 5)
+    assert_close(ours(x, temb), theirs(x, temb))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)])
+def test_downsample(padding: int, size: tuple[int, int]) -> None:
+    ours, theirs = pair(
+        layers.Downsample2D(8, padding), TheirDownsample(8, use_conv=True, padding=padding, name="op")
+    )
+    x = torch.randn(2, 8, *size)
+    assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("size", [None, (14, 10), (13, 9)])
+def test_upsample(size: tuple[int, int] | None) -> None:
+    ours, theirs = pair(layers.Upsample2D(8), TheirUpsample(8, use_conv=True))
+    x = torch.randn(2, 8, 7, 5)
+    assert_close(ours(x, size), theirs(x, size))
+
+
+@pytest.mark.parametrize("text_width", [None, TEXT_WIDTH])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention(text_width: int | None, bias: bool) -> None:
+    ours, theirs = pair(
+        attention.Attention(16, text_width, heads=2, dim_head=8, bias=bias),
+        TheirAttention(16, text_width, heads=2, dim_head=8, bias=bias),
+    )
+    tokens = 3 * torch.randn(2, 11, 16)
+    text = 3 * torch.randn(2, 5, text_width) if text_width else None
+    assert_close(ours(tokens, text), theirs(tokens, text))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_spatial_attention(scale: float) -> None:
+    theirs = TheirAttention(
+        16, heads=1, dim_head=16, bias=True, norm_num_groups=4, eps=1e-6, residual_connection=True
+    )
+    ours, theirs = pair(attention.SpatialAttention(16, groups=4, eps=1e-6), theirs)
+    x = scale * torch.randn(2, 16, 5, 3)
+    assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("only_cross_attention", [True, False])
+def test_transformer_block(only_cross_attention: bool, scale: float) -> None:
+    ours, theirs = pair(
+        attention.BasicTransformerBlock(
+            16, heads=4, cross_attention_dim=TEXT_WIDTH, only_cross_attention=only_cross_attention
+        ),
+        their_attention.BasicTransformerBlock(
+            16, 4, 4, cross_attention_dim=TEXT_WIDTH, only_cross_attention=only_cross_attention
+        ),
+    )
+    tokens, text = scale * torch.randn(2, 15, 16), torch.randn(2, 7, TEXT_WIDTH)
+    assert_close(ours(tokens, text), theirs(tokens, encoder_hidden_states=text))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scale", SCALES)
+def test_transformer(linear: bool, layout: torch.memory_format, scale: float) -> None:
+    ours, theirs = pair(
+        attention.Transformer2DModel(
+            16, heads=4, num_layers=2, cross_attention_dim=TEXT_WIDTH, groups=4, use_linear_projection=linear
+        ),
+        TheirTransformer(
+            4,
+            4,
+            16,
+            num_layers=2,
+            cross_attention_dim=TEXT_WIDTH,
+            norm_num_groups=4,
+            use_linear_projection=linear,
+        ),
+    )
+    x = scale * torch.randn(2, 16, 5, 3).contiguous(memory_format=layout)
+    text = torch.randn(2, 7, TEXT_WIDTH)
+    result = ours(x, text)
+    assert_close(result, theirs(x, text, return_dict=False)[0])
+    assert result.is_contiguous(memory_format=layout)
+
+
+def arguments(level: Level) -> dict[str, Any]:
+    """A level's settings as the reference's blocks take them."""
+    return {
+        "in_channels": level.above,
+        "out_channels": level.channels,
+        "temb_channels": level.temb_channels,
+        "resnet_groups": level.groups,
+        "resnet_eps": level.eps,
+    }
+
+
+def attention_arguments(level: Level) -> dict[str, Any]:
+    return {
+        "transformer_layers_per_block": level.transformer_layers,
+        "num_attention_heads": level.heads,
+        "cross_attention_dim": level.cross_attention_dim,
+        "use_linear_projection": level.use_linear_projection,
+    }
+
+
+def inputs(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(2, channels, 7, 5), torch.randn(2, TIME_WIDTH), torch.randn(2, 9, TEXT_WIDTH)
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
+@pytest.mark.parametrize("name", ["DownBlock2D", "CrossAttnDownBlock2D"])
+def test_down_block(name: str, level: Level) -> None:
+    settings = arguments(level) | {
+        "num_layers": level.layers,
+        "add_downsample": not level.is_coarsest,
+        "downsample_padding": level.downsample_padding,
+    }
+    attends = name.startswith("CrossAttn")
+    if attends:
+        settings |= attention_arguments(level) | {"only_cross_attention": level.only_cross_attention}
+    ours, theirs = pair(unet_blocks.DOWN_BLOCKS[name](level), getattr(their_blocks, name)(**settings))
+    x, temb, text = inputs(level.above)
+    our_result, our_kept = ours(x, temb, text)
+    their_result, their_kept = theirs(x, temb, text) if attends else theirs(x, temb)
+    assert_close(our_result, their_result)
+    assert len(our_kept) == len(their_kept) == level.layers + (not level.is_coarsest)
+    for our_output, their_output in zip(our_kept, their_kept, strict=True):
+        assert_close(our_output, their_output)
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
+@pytest.mark.parametrize("name", ["UpBlock2D", "CrossAttnUpBlock2D"])
+def test_up_block(name: str, level: Level) -> None:
+    settings = arguments(level) | {
+        "num_layers": level.layers + 1,
+        "prev_output_channel": level.below,
+        "add_upsample": not level.is_finest,
+    }
+    attends = name.startswith("CrossAttn")
+    if attends:
+        settings |= attention_arguments(level) | {"only_cross_attention": level.only_cross_attention}
+    ours, theirs = pair(unet_blocks.UP_BLOCKS[name](level), getattr(their_blocks, name)(**settings))
+    x, temb, text = inputs(level.below)
+    skips = [torch.randn(2, channels, 7, 5) for channels in (level.above, *[level.channels] * level.layers)]
+    finer = torch.randn(2, level.above, 13, 10)
+    kept = [finer, *skips]
+    extra = {"encoder_hidden_states": text} if attends else {}
+    expected = theirs(x, tuple(skips), temb, upsample_size=(13, 10), **extra)
+    assert_close(ours(x, temb, text, kept), expected)
+    assert len(kept) == 1 and kept[0] is finer  # what finer levels need is left to them
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
+def test_mid_block(level: Level) -> None:
+    settings = arguments(level) | attention_arguments(level) | {"in_channels": level.channels}
+    ours, theirs = pair(
+        unet_blocks.MID_BLOCKS["UNetMidBlock2DCrossAttn"](level),
+        their_blocks.UNetMidBlock2DCrossAttn(**settings),
+    )
+    x, temb, text = inputs(level.channels)
+    assert_close(ours(x, temb, text), theirs(x, temb, text))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("add_attention", [True, False])
+def test_autoencoder_mid_block(add_attention: bool, scale: float) -> None:
+    theirs = their_blocks.UNetMidBlock2D(
+        16, None, resnet_groups=4, attention_head_dim=16, add_attention=add_attention
+    )
+    ours, theirs = pair(autoencoder.UNetMidBlock2D(16, groups=4, add_attention=add_attention), theirs)
+    x = scale * torch.randn(2, 16, 6, 4)
+    assert_close(ours(x), theirs(x))

@@ -1,0 +1,162 @@
+"""The config.json files of the checkpoints that people have, for tests that need no weights.
+
+Written down in full where a file says more than the defaults, for it is the unusual keys that break readers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_FOUR_LEVELS = {
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [320, 640, 1280, 1280],
+}
+
+_SD_1: dict[str, Any] = _FOUR_LEVELS | {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+}
+
+_SD_2 = _SD_1 | {
+    "_diffusers_version": "0.10.0.dev0",
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+
+# What newer versions of the reference write, used or not.
+_NEWER_KEYS = {
+    "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": None,
+    "attention_type": "default",
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": None,
+}
+
+_SDXL = (
+    _SD_1
+    | _NEWER_KEYS
+    | {
+        "_diffusers_version": "0.19.0.dev0",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+)
+
+# With the settings of the averaging that its training left behind.
+_SDXL_INPAINTING = _SDXL | {
+    "decay": 0.9999,
+    "in_channels": 9,
+    "inv_gamma": 1.0,
+    "min_decay": 0.0,
+    "optimization_step": 37000,
+    "power": 0.6666666666666666,
+    "update_after_step": 0,
+    "use_ema_warmup": False,
+}
+
+_SDXL_REFINER = _SDXL | {
+    "attention_head_dim": [6, 12, 24, 24],
+    "block_out_channels": [384, 768, 1536, 1536],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": 4,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+UNETS: dict[str, dict[str, Any]] = {
+    "SD 1.5": _SD_1,
+    "SD 1.5 inpainting": _SD_1 | {"in_channels": 9},
+    "SD 2.1": _SD_2,
+    "SD 2 inpainting": _SD_2 | {"in_channels": 9, "sample_size": 64, "upcast_attention": False},
+    "LCM": _SD_1 | _NEWER_KEYS | {"time_cond_proj_dim": 256},
+    "SDXL base": _SDXL,
+    "SDXL inpainting": _SDXL_INPAINTING,
+    "SDXL refiner": _SDXL_REFINER,
+}
+
+_VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "SD": _VAE,
+    "SDXL": _VAE
+    | {
+        "force_upcast": True,
+        "latents_mean": None,
+        "latents_std": None,
+        "mid_block_add_attention": True,
+        "sample_size": 1024,
+        "scaling_factor": 0.13025,
+        "shift_factor": None,
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+    },
+}

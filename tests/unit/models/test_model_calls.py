@@ -1,0 +1,97 @@
+"""How the networks are called: what they refuse, and that they compile whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_close
+from tiny_checkpoints import randomised
+
+from retouch.errors import InputError
+from retouch.models.autoencoder import AutoencoderKL
+from retouch.models.unet import UNet2DConditionModel
+
+UNET: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 12,
+    "norm_num_groups": 4,
+}
+SDXL = UNET | {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 58,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def inputs() -> dict[str, Any]:
+    return {
+        "sample": torch.randn(2, 4, 9, 7),
+        "timestep": torch.tensor(10),
+        "encoder_hidden_states": torch.randn(2, 5, 12),
+    }
+
+
+def test_a_guidance_embedding_is_refused_where_it_would_be_ignored() -> None:
+    with pytest.raises(InputError, match=r"time_cond_proj_dim is None.*Leave timestep_cond out"):
+        UNet2DConditionModel(**UNET)(**inputs(), timestep_cond=torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("given", [None, {"text_embeds": torch.zeros(2, 10)}])
+def test_sdxl_names_what_it_lacks(given: dict[str, torch.Tensor] | None) -> None:
+    with pytest.raises(InputError, match=r"needs text_embeds .* and time_ids"):
+        UNet2DConditionModel(**SDXL)(**inputs(), added_cond_kwargs=given)
+
+
+def test_too_few_residuals_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        UNet2DConditionModel(**UNET)(**inputs(), down_block_additional_residuals=[torch.zeros(1)])
+
+
+def test_the_unet_compiles_whole() -> None:
+    unet = randomised(UNet2DConditionModel(**SDXL))
+    extra = {"text_embeds": torch.randn(2, 10), "time_ids": torch.rand(2, 6)}
+    given = inputs() | {"added_cond_kwargs": extra, "mid_block_additional_residual": torch.ones(1)}
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    assert_close(compiled(**given).sample, unet(**given).sample, 1e-6)
+
+
+@pytest.mark.parametrize("tiling", [True, False])
+def test_the_autoencoder_compiles_whole(tiling: bool) -> None:
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    vae = randomised(vae)
+    vae.use_tiling = tiling
+    pixels = torch.rand(1, 3, 20, 28)
+    compiled = torch.compile(vae, fullgraph=True, backend="eager")
+    assert_close(compiled(pixels).sample, vae(pixels).sample, 1e-6)
+
+
+def test_training_reaches_every_weight() -> None:
+    unet = UNet2DConditionModel(**UNET | {"time_cond_proj_dim": 6})
+    with torch.enable_grad():
+        unet(**inputs(), timestep_cond=torch.randn(2, 6)).sample.square().mean().backward()
+    idle = [key for key, weight in unet.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert idle == []
+
+
+def test_fresh_weights_are_sane() -> None:
+    prediction = UNet2DConditionModel(**UNET)(**inputs()).sample
+    assert 0.01 < prediction.std() < 2
