@@ -1,4 +1,4 @@
-"""Latent consistency models (arXiv:2310.04378): each step goes to clean latents and up again by fresh noise."""
+"""Latent consistency models (arXiv:2310.04378): each step goes to clean latents, then up again by noise."""
 
 from __future__ import annotations
 

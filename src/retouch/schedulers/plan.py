@@ -65,7 +65,7 @@ class Plan(ABC):
             steps.append(following)
         return steps[::-1]
 
-    def forget(self) -> None:  # noqa: B027 (most plans remember nothing)
+    def forget(self) -> None:
         """Empty the memory of earlier steps. Methods with one create it here."""
 
     @property

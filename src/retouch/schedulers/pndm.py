@@ -17,11 +17,8 @@ from retouch.schedulers.scheduler import Scheduler
 
 _RUNGE_KUTTA_EVALUATIONS = 12  # three steps of four
 _RUNGE_KUTTA_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-_MULTISTEP_WEIGHTS = {  # Adams-Bashforth, newest prediction first
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
+# Adams-Bashforth, newest prediction first, with what to divide by.
+_MULTISTEP_WEIGHTS = {1: ((1,), 1), 2: ((3, -1), 2), 3: ((23, -16, 5), 12), 4: ((55, -59, 37, -9), 24)}
 
 
 class PNDMPlan(AlphaPlan):
@@ -76,9 +73,9 @@ class PNDMPlan(AlphaPlan):
         self.predictions = [*self.predictions[-3:], prediction]
         if evaluation == 0:
             self.departure = latents
-        weights = _MULTISTEP_WEIGHTS.get(len(self.predictions), (1.0,))
+        weights, divisor = _MULTISTEP_WEIGHTS[len(self.predictions)]
         pairs = zip(weights, reversed(self.predictions), strict=True)
-        mean = sum((weight * each for weight, each in pairs), start=prediction.new_zeros(()))
+        mean = sum((weight * each for weight, each in pairs), start=prediction.new_zeros(())) / divisor
         return self._transfer(latents, mean, timestep, after)
 
     def _transfer(self, latents: Tensor, prediction: Tensor, timestep: int, after: int) -> Tensor:

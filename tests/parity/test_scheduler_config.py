@@ -1,0 +1,68 @@
+"""Scheduler configs travel between diffusers and us, as files and as objects, and lose nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+
+from retouch import schedulers
+from retouch.schedulers.scheduler import Scheduler
+
+# Some options that are not the default, by class.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    "DDPMScheduler": {"variance_type": "fixed_large", "timestep_spacing": "trailing"},
+    "PNDMScheduler": {"skip_prk_steps": True, "beta_schedule": "scaled_linear"},
+    "EulerDiscreteScheduler": {"use_karras_sigmas": True, "prediction_type": "v_prediction"},
+    "EulerAncestralDiscreteScheduler": {"rescale_betas_zero_snr": True},
+    "LCMScheduler": {"original_inference_steps": 40},
+    "TCDScheduler": {"trained_betas": [0.01, 0.02, 0.03], "num_train_timesteps": 3},
+}
+PAIRS = [(one, other) for one in OPTIONS for other in OPTIONS if one != other]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_has_the_settings_and_defaults_of_its_counterpart(name: str) -> None:
+    ours, theirs = getattr(schedulers, name), getattr(diffusers, name)
+    assert settings_of(ours().config) == settings_of(theirs().config)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
+    ours = getattr(schedulers, name)(**OPTIONS[name])
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path / "ours")
+    assert settings_of(theirs.config) == settings_of(ours.config)
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = Scheduler.from_pretrained(tmp_path, subfolder="theirs")
+    assert type(again) is type(ours)
+    assert settings_of(again.config) == settings_of(ours.config)
+    written = [
+        json.loads((tmp_path / each / "scheduler_config.json").read_text()) for each in ("ours", "theirs")
+    ]
+    assert {**written[0], "_diffusers_version": ""} == {**written[1], "_diffusers_version": ""}
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_conversion_chooses_the_settings_that_diffusers_would(one: str, other: str) -> None:
+    """Also where a setting was left at its default: then the other class's own default counts."""
+    our_one, their_one = getattr(schedulers, one), getattr(diffusers, one)
+    our_other, their_other = getattr(schedulers, other), getattr(diffusers, other)
+    theirs = their_one(**OPTIONS[one])
+    expected = their_other.from_config(theirs.config)
+    for source in (our_one(**OPTIONS[one]), theirs):
+        converted = our_other.from_config(source.config)
+        assert settings_of(converted.config) == settings_of(expected.config)
+        assert settings_of(their_other.from_config(source.config).config) == settings_of(expected.config)
+        back = our_one.from_config(converted.config)
+        assert {key: back.settings[key] for key in OPTIONS[one]} == OPTIONS[one]
+        assert back.settings == our_one(**OPTIONS[one]).settings
