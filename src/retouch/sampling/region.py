@@ -25,8 +25,9 @@ class Region:
 
     def restore_outside(self, latents: Tensor, plan: Plan, step: Step) -> Tensor:
         """Put the original back where nothing may be painted yet, noised as the next step expects it."""
-        if step.next is None:
+        following = plan.following(step)
+        if following is None:
             kept, level = self.original, 0.0
         else:
-            kept, level = plan.noised(self.original, self.noise, step.next), plan.level(step.next)
+            kept, level = plan.noised(self.original, self.noise, following), plan.level(following)
         return torch.where(self.repaint > level, latents, kept)

@@ -50,7 +50,7 @@ class Plan(ABC):
         self.settings = settings
         self.generator = generator
         self.eta = eta
-        self.start = 0
+        self.start, self.stop = 0, len(timesteps)
         # The numbers once more as Python values: asking a tensor on an accelerator would wait for it.
         self.timestep_values: list[int | float] = timesteps.tolist()
         self.all_timesteps = torch.from_numpy(timesteps).to(device)
@@ -70,13 +70,13 @@ class Plan(ABC):
 
     @property
     def timesteps(self) -> Tensor:
-        return self.all_timesteps[self.start :]
+        return self.all_timesteps[self.start : self.stop]
 
     def __iter__(self) -> Iterator[Step]:
-        return iter(self.steps[self.start :])
+        return iter(self.steps[self.start : self.stop])
 
     def __len__(self) -> int:
-        return len(self.steps) - self.start
+        return self.stop - self.start
 
     def after(self, steps_done: int) -> Self:
         """The same schedule without its first `steps_done` evaluations, with an empty memory."""
@@ -84,6 +84,17 @@ class Plan(ABC):
         rest.start = self.start + steps_done
         rest.forget()
         return rest
+
+    def until(self, steps_taken: int) -> Self:
+        """The same schedule, left after `steps_taken` evaluations: the latents stay noisy."""
+        rest = copy.copy(self)
+        rest.stop = min(self.start + steps_taken, self.stop)
+        rest.forget()
+        return rest
+
+    def following(self, step: Step) -> Step | None:
+        """The step that this run takes next; None after its last, also where the schedule goes on."""
+        return step.next if step.index + 1 < self.stop else None
 
     def level(self, step: Step) -> float:
         """How noisy the latents are where `step` starts: 1 is pure noise."""
