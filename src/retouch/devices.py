@@ -103,7 +103,7 @@ def randn(
     """Standard normal noise; a list of generators draws each row of the batch from its own.
 
     A CPU generator draws on the CPU whatever the device, so a seed means the same picture on every
-    machine. The noise is drawn in `dtype`, which matters: a seed gives other numbers in float16.
+    machine. The noise is drawn in `dtype`: the same seed gives other numbers in float64.
     """
     target = torch.device(device or "cpu")
     if generator is None:

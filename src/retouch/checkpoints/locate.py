@@ -369,7 +369,7 @@ def _refuse_what_is_no_repository(name: str, folder: Path, is_path: bool) -> Non
     looks_like_a_path = (
         name.startswith((".", "~")) or "\\" in name or name.count("/") > 1 or folder.is_absolute()
     )
-    if is_path or looks_like_a_path or folder.exists():
+    if is_path or looks_like_a_path or (name and folder.exists()):
         raise CheckpointError(
             f"{name} is {'a file' if folder.exists() else 'a path, and nothing is there'}. A folder or a hub "
             f"id like 'org/name' is accepted. Check the path; relative ones start at {Path.cwd()}."

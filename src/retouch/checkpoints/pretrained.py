@@ -101,8 +101,8 @@ class Pretrained:
         kind = settings.get("_class_name")
         if kind is not None and kind not in {parent.__name__ for parent in cls.__mro__}:
             raise CheckpointError(
-                f"{folder} holds a {kind}, but {cls.__name__} was asked to load it. Use the class {kind}, or "
-                f"pass the subfolder in which the {cls.__name__} is."
+                f"{folder} holds the model class {kind}, but {cls.__name__} was asked to load it. Use the "
+                f"class {kind}, or pass the subfolder in which the {cls.__name__} is."
             )
         # Read once here, only for an error that can name the file.
         config = cls.config_class.from_dict(settings, source=str(folder / CONFIG_NAME))
