@@ -11,12 +11,16 @@ from retouch.pipelines.names import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
 )
 from retouch.pipelines.pipeline import Pipeline
 
 # One row for each family: text2image, image2image, inpaint.
 _FAMILIES: tuple[tuple[type[Pipeline], type[Pipeline], type[Pipeline]], ...] = (
     (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
+    (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
 )
 
 
@@ -52,8 +56,7 @@ class _AutoPipeline:
         known = ", ".join(row[0].__name__ for row in _FAMILIES)
         raise ConfigError(
             f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If "
-            "it is "
-            f"one of these under another name, load it with that family's pipeline class."
+            "it is one of these under another name, load it with that family's pipeline class."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -37,11 +38,11 @@ class Listener:
 
     def _show(self, name: str, progress: Progress) -> Any:
         predict, rows = self.predict, self.run.rows
-        text = predict.inputs["encoder_hidden_states"]
         if name == "latents":
             return progress.latents
-        if name == "prompt_embeds":
-            return text
+        if name in self.run.listenable:
+            return _at(predict.inputs, self.run.listenable[name])
+        text = predict.inputs["encoder_hidden_states"]
         if name == "negative_prompt_embeds":
             return text[:rows] if len(text) > rows else None
         if predict.channels is not None:
@@ -55,8 +56,8 @@ class Listener:
         predict, rows = self.predict, self.run.rows
         if name == "latents":
             progress.latents = value
-        elif name == "prompt_embeds":
-            predict.inputs["encoder_hidden_states"] = value
+        elif name in self.run.listenable:
+            predict.inputs = _with(predict.inputs, self.run.listenable[name], value)
         elif name == "negative_prompt_embeds":
             text = predict.inputs["encoder_hidden_states"].clone()
             text[: len(text) - rows] = value
@@ -70,3 +71,15 @@ class Listener:
         elif name == "masked_image_latents" and predict.channels is not None:
             predict.channels = predict.channels.clone()
             predict.channels[:, 1:] = value[-rows:]
+
+
+def _at(inputs: Mapping[str, Any], path: Sequence[str]) -> Any:
+    for key in path:
+        inputs = inputs[key]
+    return inputs
+
+
+def _with(inputs: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The inputs with one of them replaced; mappings inside may be shared, so they are not changed."""
+    key, *rest = path
+    return {**inputs, key: _with(inputs[key], rest, value) if rest else value}

@@ -56,8 +56,8 @@ def load_component(
     known = [*_MODELS, *_SAFETY, *_ENCODERS, *_PROCESSORS]
     raise ConfigError(
         f"{folder / 'model_index.json'} names a {class_name} as its {subfolder}. Known are the schedulers "
-        "and "
-        f"{', '.join(known)}. Give that part yourself, {subfolder}=..., if it does the same as one of these."
+        f"and {', '.join(known)}. Give that part yourself, {subfolder}=..., if it does the same as one of "
+        "these."
     )
 
 

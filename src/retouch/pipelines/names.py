@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from retouch.pipelines.request import Task
 from retouch.pipelines.stable_diffusion import StableDiffusion
+from retouch.pipelines.stable_diffusion_xl import StableDiffusionXL, XLRequest
 
 _SCHEDULE = ("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "negative_prompt")
 _DRAWS = ("num_images_per_prompt", "eta", "generator")
@@ -39,6 +40,47 @@ INPAINT = Task(
     required=["image", "mask_image"],
 )
 
+_XL_STAGE = ("num_inference_steps", "timesteps", "sigmas")
+_XL_NEGATIVE = ("guidance_scale", "negative_prompt", "negative_prompt_2")
+_XL_TEXT = ("latents", *_EMBEDS, "pooled_prompt_embeds", "negative_pooled_prompt_embeds", *_OUTPUT)
+_XL_SIZES = (
+    *("guidance_rescale", "original_size", "crops_coords_top_left", "target_size"),
+    *("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
+)
+_XL_SCORES = ("aesthetic_score", "negative_aesthetic_score")
+_XL_WINDOW = ("denoising_start", "denoising_end")
+
+XL_TEXT_TO_IMAGE = Task(
+    "text2image",
+    [
+        *("prompt", "prompt_2", "height", "width", *_XL_STAGE, "denoising_end", *_XL_NEGATIVE, *_DRAWS),
+        *(*_XL_TEXT, *_XL_SIZES, "clip_skip", *_LISTEN),
+    ],
+    defaults={"guidance_scale": 5.0},
+    request=XLRequest,
+)
+XL_IMAGE_TO_IMAGE = Task(
+    "image2image",
+    [
+        *("prompt", "prompt_2", "image", "strength", *_XL_STAGE, *_XL_WINDOW, *_XL_NEGATIVE, *_DRAWS),
+        *(*_XL_TEXT[1:], *_XL_SIZES, *_XL_SCORES, "clip_skip", *_LISTEN),
+    ],
+    defaults={"strength": 0.3, "guidance_scale": 5.0},
+    required=["image"],
+    request=XLRequest,
+)
+XL_INPAINT = Task(
+    "inpaint",
+    [
+        *("prompt", "prompt_2", "image", "mask_image", "masked_image_latents", "height", "width"),
+        *("padding_mask_crop", "strength", *_XL_STAGE, *_XL_WINDOW, *_XL_NEGATIVE, *_DRAWS),
+        *(*_XL_TEXT, *_XL_SIZES, *_XL_SCORES, "clip_skip", *_LISTEN, "mask_mode"),
+    ],
+    defaults={"strength": 0.9999},
+    required=["image", "mask_image"],
+    request=XLRequest,
+)
+
 
 class StableDiffusionPipeline(StableDiffusion):
     """Pictures from text."""
@@ -59,3 +101,21 @@ class StableDiffusionInpaintPipeline(StableDiffusion):
 
     task = INPAINT
     scheduler_repairs: ClassVar = {"steps_offset": 1, "skip_prk_steps": True}
+
+
+class StableDiffusionXLPipeline(StableDiffusionXL):
+    """Pictures from text."""
+
+    task = XL_TEXT_TO_IMAGE
+
+
+class StableDiffusionXLImg2ImgPipeline(StableDiffusionXL):
+    """Pictures from a picture and text; with the refiner, the finish of a picture."""
+
+    task = XL_IMAGE_TO_IMAGE
+
+
+class StableDiffusionXLInpaintPipeline(StableDiffusionXL):
+    """A picture with the masked part painted anew, by a regular or an inpainting checkpoint."""
+
+    task = XL_INPAINT

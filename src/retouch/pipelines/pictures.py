@@ -113,12 +113,11 @@ def prepare(
     cut = own if free_size and own != (height, width) else None
     pixels = latents = mask = None
     if is_latent:
-        latents = torch.stack(images)
+        latents = torch.stack([image.as_subclass(Tensor) for image in images])
         if (height, width) != own:
             raise InputError(
                 f"image is given as latents of a {own[1]}x{own[0]} picture, but {width}x{height} was asked "
-                "for. "
-                f"Latents cannot be resized; leave height and width out."
+                "for. Latents cannot be resized; leave height and width out."
             )
     else:
         fit = VaeImageProcessor(vae_scale_factor=factor, do_resize=False) if cut else processor
@@ -140,16 +139,15 @@ def _readable(image: Any, latent_channels: int) -> Any:
         if image.ndim == 3 and image.shape[-1] in (2, 4):
             raise InputError(
                 f"image is an array of shape {image.shape}: it has an alpha channel, which a model cannot "
-                "see. "
-                f"Put the picture on a background, or drop the channel with image[..., :3]."
+                "see. Put the picture on a background, or drop the channel with image[..., :3]."
             )
         return image
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3, latent_channels):
             raise InputError(
                 f"image is a tensor of shape {tuple(image.shape)}; it takes (3, height, width) pixels in "
-                "[0, 1] "
-                f"or ({latent_channels}, height/8, width/8) latents, with or without a batch in front."
+                f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in "
+                "front."
             )
         return image
     raise InputError(
@@ -234,8 +232,7 @@ def _cropped(
     if not all(isinstance(part, Image.Image) for part in [*images, *masks]):
         raise InputError(
             "padding_mask_crop needs PIL pictures and masks, because it pastes into them. Convert arrays "
-            "with "
-            "PIL.Image.fromarray."
+            "with PIL.Image.fromarray."
         )
     factor = processor.config.vae_scale_factor
     height, width = request.height or default_size, request.width or default_size

@@ -29,6 +29,8 @@ from retouch.pipelines.placement import ModelOffload, Placement, Resident, Seque
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
 from retouch.sampling.conditioning import Conditioning
+from retouch.sampling.start import shorten
+from retouch.schedulers.plan import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,6 +55,10 @@ class Pipeline(ABC):
     task: ClassVar[Task]
     component_names: ClassVar[tuple[str, ...]]
     optional_components: ClassVar[tuple[str, ...]] = ()
+    # Switches that model_index.json holds beside the parts, with their defaults.
+    switches: ClassVar[Mapping[str, Any]] = {}
+    # What a callback may see, and where among the model's inputs it is.
+    listenable: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompt_embeds": ("encoder_hidden_states",)}
 
     vae: Any
     unet: Any
@@ -105,6 +111,8 @@ class Pipeline(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no task; use one of the named pipelines.")
 
     def __init__(self, **components: Any) -> None:
+        for name, default in self.switches.items():
+            setattr(self, name, components.pop(name, default))
         unknown = [name for name in components if name not in self.component_names]
         missing = [
             name
@@ -154,7 +162,8 @@ class Pipeline(ABC):
             name: [None, None] if part is None else [library_of(part), type(part).__name__]
             for name, part in self.components.items()
         }
-        return PipelineConfig(_class_name=type(self).__name__, _diffusers_version=_LAYOUT_VERSION, **parts)
+        header = {"_class_name": type(self).__name__, "_diffusers_version": _LAYOUT_VERSION}
+        return PipelineConfig(header | {name: getattr(self, name) for name in self.switches} | parts)
 
     @property
     def name_or_path(self) -> str:
@@ -178,6 +187,10 @@ class Pipeline(ABC):
 
     def check(self, request: Request) -> None:
         """Refuse what this family's models cannot do."""
+
+    def part_of(self, plan: Plan, requested: int, request: Any) -> tuple[Plan, int]:
+        """The part of the schedule that the request takes, and how many of the requested steps that is."""
+        return (plan, requested) if request.image is None else shorten(plan, requested, request.strength)
 
     @classmethod
     def from_pretrained(
@@ -225,9 +238,11 @@ class Pipeline(ABC):
     ) -> Self:
         given = cls._component_arguments(components)
         wanted = resolve_dtype(dtype, available_devices()[0])
+        index = checkpoint.index()
+        given = {name: index[name] for name in cls.switches if name in index} | given
         named = {
             part: entry[1]
-            for part, entry in checkpoint.index().items()
+            for part, entry in index.items()
             if part in cls.component_names and part not in given and isinstance(entry, list) and entry[1]
         }
         folder = checkpoint.fetch(named)
@@ -243,12 +258,11 @@ class Pipeline(ABC):
     @classmethod
     def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
         """The parts that the caller gives or leaves out."""
-        unknown = [name for name in components if name not in cls.component_names]
+        unknown = [name for name in components if name not in (*cls.component_names, *cls.switches)]
         if unknown:
             raise InputError(
                 f"from_pretrained does not know {', '.join(unknown)}. It takes the loading options of its "
-                "help "
-                f"text and the parts {', '.join(cls.component_names)}."
+                f"help text and the parts {', '.join(cls.component_names)}."
             )
         return dict(components)
 
@@ -274,6 +288,7 @@ class Pipeline(ABC):
     def from_pipe(cls, pipeline: Pipeline, **components: Any) -> Self:
         """The same parts behind another front; nothing is copied."""
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names}
+        shared |= {name: getattr(pipeline, name) for name in cls.switches if hasattr(pipeline, name)}
         other = cls(**{**shared, **cls._component_arguments(components)})
         other.placement = type(pipeline.placement)(other, pipeline.device)  # type: ignore[call-arg]
         other._progress_bar = dict(pipeline._progress_bar)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retouch.errors import InputError
 
-LISTENABLE = ("latents", "prompt_embeds", "negative_prompt_embeds", "mask", "masked_image_latents")
+LISTENABLE = ("latents", "negative_prompt_embeds", "mask", "masked_image_latents")
 
 
 def argument(default: Any, doc: str) -> Any:
@@ -84,7 +84,12 @@ class Request:
             return int(self.prompt_embeds.shape[0])
         return 1 if isinstance(self.prompt, str) else len(self.prompt or ())
 
-    def check(self, size_factor: int) -> None:
+    @property
+    def starts_noisy(self) -> bool:
+        """Whether the picture is noisy latents that an earlier stage left."""
+        return False
+
+    def check(self, size_factor: int, listenable: Collection[str] = ()) -> None:
         """Refuse what cannot work before anything large is moved. `size_factor` is the VAE's."""
         _check_prompts(self)
         _check_numbers(self, size_factor)
@@ -99,11 +104,12 @@ class Request:
                 f"padding_mask_crop pastes the result into the picture and so returns PIL, but "
                 f"output_type={self.output_type!r}. Drop one of the two."
             )
-        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in LISTENABLE]
+        known = (*LISTENABLE, *listenable)
+        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in known]
         if unknown:
             raise InputError(
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; a callback can get "
-                f"{', '.join(LISTENABLE)}."
+                f"{', '.join(known)}."
             )
 
 

@@ -22,11 +22,12 @@ from retouch.images.sizes import crop_to
 from retouch.pipelines.callbacks import Listener
 from retouch.pipelines.pictures import prepare
 from retouch.pipelines.request import Request, Task
+from retouch.pipelines.vae import Latents, refuse_foreign
 from retouch.sampling.denoise import Progress, denoise
 from retouch.sampling.guidance import Guidance
 from retouch.sampling.predict import Predictor
 from retouch.sampling.region import Region
-from retouch.sampling.start import first_latents, shorten
+from retouch.sampling.start import first_latents
 from retouch.schedulers.foreign import as_plan
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class Run:
     """A request on its way. Attributes that it lacks are the pipeline's, as callbacks expect."""
 
     def __init__(self, pipeline: Pipeline, task: Task, request: Request) -> None:
-        request.check(pipeline.vae_scale_factor)
+        request.check(pipeline.vae_scale_factor, pipeline.listenable)
         self.pipeline, self.task, self.request = pipeline, task, request
         pipeline.check(request)
+        refuse_foreign(request.image, pipeline.vae)
         self.pictures = prepare(
             request, pipeline.image_processor, pipeline.default_size, pipeline.latent_channels
         )
@@ -89,9 +91,8 @@ class Run:
         generator = self.request.generator
         if isinstance(generator, Sequence) and len(generator) != self.rows:
             raise InputError(
-                f"{len(generator)} generators were given for {self.rows} pictures. Give one generator, or "
-                "a list "
-                f"with one for each picture (prompts x num_images_per_prompt)."
+                f"{len(generator)} generators were given for {self.rows} pictures. Give one generator, or a "
+                "list with one for each picture (prompts x num_images_per_prompt)."
             )
 
     def cancel(self) -> None:
@@ -189,7 +190,7 @@ class Run:
             eta=request.eta,
         )
         requested = len(plan) if custom else request.num_inference_steps
-        return (plan, requested) if request.image is None else shorten(plan, requested, request.strength)
+        return self.pipeline.part_of(plan, requested, request)
 
     def _explain_nan(self, done: int) -> str:
         dtype = getattr(self.pipeline.unet, "dtype", None)
@@ -203,16 +204,18 @@ class Run:
         pipeline, request, pictures = self.pipeline, self.request, self.pictures
         given = None if request.latents is None else request.latents.to(pipeline.device)
         inpainting = pictures.mask is not None
+        shape = self._latent_shape(self.rows)
+        if request.starts_noisy:  # the picture is latents of an earlier stage
+            handed = self._encoded_picture()
+            return handed, self._draw(shape) if inpainting else handed, handed
         from_noise = request.image is None or given is not None or (inpainting and request.strength == 1)
-        original = None
+        original: Tensor | None = None
         if not from_noise or (inpainting and (pipeline.keeps_original or pictures.is_soft)):
             original = self._encoded_picture()
-        shape = self._latent_shape(self.rows)
         if given is not None and tuple(given.shape) != shape:
             raise InputError(
                 f"latents has the shape {tuple(given.shape)}, but this call makes {shape}. Give noise of "
-                "that "
-                f"shape, or height and width that belong to it."
+                "that shape, or height and width that belong to it."
             )
         noise = self._draw(shape) if given is None else given
         return first_latents(plan, noise, None if from_noise else original), noise, original
@@ -250,7 +253,7 @@ class Run:
         channels = None
         if pipeline.joins_mask:
             channels = pipeline.joined_channels(self._shrunk(pictures.hard_mask), self._masked_latents())
-        elif self.request.masked_image_latents is None:
+        elif self.request.masked_image_latents is None and pictures.latents is None:
             # The reference encodes the masked picture here for nothing, which uses up random numbers.
             count = max(pictures.count, len(pictures.mask))
             several = count > 1 and isinstance(self.request.generator, Sequence)
@@ -284,8 +287,7 @@ class Run:
     def _answer_empty_mask(self) -> None:
         warnings.warn(
             "The mask is empty: nothing in it is white, so there is nothing to repaint and the picture "
-            "comes back "
-            "as it is. White marks what to repaint; invert the mask if it marks what to keep.",
+            "comes back as it is. White marks what to repaint; invert the mask if it marks what to keep.",
             stacklevel=2,
         )
         if self.pictures.pixels is None or self.request.output_type == "latent":
@@ -297,7 +299,8 @@ class Run:
     def _decoded(self) -> PipelineOutput:
         request, pictures, pipeline = self.request, self.pictures, self.pipeline
         if request.output_type == "latent":
-            return PipelineOutput(self._latents)
+            assert self._latents is not None
+            return PipelineOutput(Latents.of(self._latents, pipeline.vae))
         pixels = self._pixels
         if pixels is None:
             assert self._latents is not None

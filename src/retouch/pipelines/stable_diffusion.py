@@ -1,8 +1,7 @@
-"""Stable Diffusion 1.x and 2.x: how it reads prompts and what its VAE and UNet want."""
+"""Stable Diffusion 1.x and 2.x: how it reads prompts, and its safety checker."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,15 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from retouch.errors import InputError
-from retouch.pipelines.pipeline import Pipeline
-from retouch.pipelines.request import Request
+from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.run import Run
-from retouch.pipelines.text import encode, guidance_embedding, tokenize
+from retouch.pipelines.text import encode, tokenize
 from retouch.sampling.conditioning import Conditioning
 
 
-class StableDiffusion(Pipeline):
+class StableDiffusion(LatentDiffusion):
     """The family; names.py gives it its three fronts."""
 
     component_names = (
@@ -57,10 +54,9 @@ class StableDiffusion(Pipeline):
             return scheduler
         changes = ", ".join(f"{key} from {scheduler.config[key]} to {value}" for key, value in wrong.items())
         warnings.warn(
-            f"The scheduler's settings are of an early format that Stable Diffusion was not trained with; "
-            "changed "
-            f"{changes}. Correct scheduler_config.json to be rid of this message, or set pipeline.scheduler "
-            f"afterwards to use other settings.",
+            "The scheduler's settings are of an early format that Stable Diffusion was not trained with; "
+            f"changed {changes}. Correct scheduler_config.json to be rid of this message, or set "
+            "pipeline.scheduler afterwards to use other settings.",
             stacklevel=4,
         )
         return type(scheduler).from_config({**scheduler.config, **wrong})
@@ -77,43 +73,6 @@ class StableDiffusion(Pipeline):
         given.setdefault("image_encoder", None)
         return super()._component_arguments(given)
 
-    @property
-    def latent_channels(self) -> int:  # type: ignore[override]
-        return int(self.vae.config.latent_channels)
-
-    @property
-    def keeps_original(self) -> bool:  # type: ignore[override]
-        """A regular UNet sees no mask, so the loop holds the rest of the picture for it."""
-        return not self.joins_mask
-
-    @property
-    def joins_mask(self) -> bool:  # type: ignore[override]
-        """An inpainting UNet takes the mask and the masked picture after the latents: 4 + 1 + 4 channels."""
-        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
-
-    @property
-    def default_size(self) -> int:  # type: ignore[override]
-        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
-
-    def uses_guidance(self, scale: float) -> bool:
-        """A distilled model takes the scale as an input and needs no second evaluation."""
-        return scale > 1 and self.unet.config.time_cond_proj_dim is None
-
-    def check(self, request: Request) -> None:
-        width, latent = self.unet.config.in_channels, self.latent_channels
-        if width not in (latent, 2 * latent + 1):
-            raise InputError(
-                f"The UNet takes {width} input channels. Supported are {latent} (a regular checkpoint) and "
-                f"{2 * latent + 1} (an inpainting one)."
-            )
-        if self.joins_mask and request.mask_image is None:
-            raise InputError(
-                f"This is an inpainting checkpoint (its UNet takes {width} channels: latents, mask and "
-                "masked "
-                f"picture), and no mask_image was given. Use AutoPipelineForInpainting, or load a regular "
-                f"checkpoint for {self.task.name}."
-            )
-
     def condition(self, run: Run) -> Conditioning:
         """Text states for both sides of the guidance."""
         request = run.request
@@ -126,11 +85,10 @@ class StableDiffusion(Pipeline):
             negative_prompt_embeds=request.negative_prompt_embeds,
             clip_skip=request.clip_skip,
         )
-        inputs: dict[str, Any] = {"encoder_hidden_states": run.spread(positive)}
-        width = self.unet.config.time_cond_proj_dim
-        if width is not None:
-            weights = torch.full((run.rows,), request.guidance_scale - 1)
-            inputs["timestep_cond"] = guidance_embedding(weights, width).to(positive)
+        inputs = {
+            "encoder_hidden_states": run.spread(positive),
+            **self.guidance_input(run.rows, request.guidance_scale, positive),
+        }
         return Conditioning(
             inputs, None if negative is None else {**inputs, "encoder_hidden_states": run.spread(negative)}
         )
@@ -174,37 +132,6 @@ class StableDiffusion(Pipeline):
         return positive.repeat_interleave(each, 0), None if negative is None else negative.repeat_interleave(
             each, 0
         )
-
-    def encode(self, pixels: Tensor, generator: Any) -> Tensor:
-        """Scaled latents of pixels in [-1, 1], sampled from the VAE's distribution."""
-        with self.placement.using("vae") as vae:
-            if isinstance(generator, Sequence):
-                parts = [
-                    vae.encode(row).latent_dist.sample(source)
-                    for row, source in zip(pixels.split(1), generator, strict=False)
-                ]
-                latents = torch.cat(parts)
-            else:
-                latents = vae.encode(pixels).latent_dist.sample(generator)
-            return latents * vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [-1, 1] of scaled latents; in float32 where half precision overflows."""
-        with self.placement.using("vae") as vae:
-            latents = latents / vae.config.scaling_factor
-            pixels = vae.decode(latents, return_dict=False)[0]
-            if vae.dtype != torch.float32 and not bool(pixels.isfinite().all()):
-                warnings.warn(
-                    f"The VAE overflowed in {vae.dtype}; decoding once more in float32. Load the pipeline in "
-                    f"bfloat16 or float32 to spare the second pass.",
-                    stacklevel=2,
-                )
-                pixels = copy.deepcopy(vae).float().decode(latents.float(), return_dict=False)[0]
-            return pixels
-
-    def joined_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
-        """The mask, then the masked picture."""
-        return torch.cat([mask, masked], dim=1)
 
     def flag_unsafe(self, pixels: Tensor) -> list[bool] | None:
         """What the safety checker says of each picture. It changes none of them."""

@@ -26,8 +26,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
             text = "; ".join(tokenizer.decode(row) for row in lost)
             warnings.warn(
                 f"The prompt is longer than the {length} tokens that the text encoder reads; it will not "
-                "see: "
-                f"{text!r:.300}. Shorten the prompt, or put what matters first.",
+                f"see: {text!r:.300}. Shorten the prompt, or put what matters first.",
                 stacklevel=2,
             )
     return ids

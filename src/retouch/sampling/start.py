@@ -29,3 +29,22 @@ def first_latents(plan: Plan, noise: Tensor, original: Tensor | None = None) -> 
     if original is None:
         return noise * plan.initial_sigma
     return plan.noised(original, noise, next(iter(plan)))
+
+
+def window(plan: Plan, start: float | None, end: float | None, num_train_timesteps: int) -> Plan:
+    """The part of the schedule between two fractions of the noise levels, for stages that share one."""
+    if start is not None:
+        cutoff = round(num_train_timesteps * (1 - start))
+        count = sum(1 for step in plan if float(step.timestep) < cutoff)
+        if plan.order == 2 and count % 2 == 0:  # not between the two halves of one step
+            count += 1
+        plan = plan.after(len(plan) - count)
+    if end is not None:
+        cutoff = round(num_train_timesteps * (1 - end))
+        plan = plan.until(sum(1 for step in plan if float(step.timestep) >= cutoff))
+    if len(plan) == 0:
+        raise InputError(
+            f"denoising_start={start} and denoising_end={end} leave no step to run. Take more steps, or a "
+            "wider part of the schedule."
+        )
+    return plan

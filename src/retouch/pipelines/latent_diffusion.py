@@ -1,0 +1,79 @@
+"""What the Stable Diffusion families share: an AutoencoderKL, and a UNet of 4 or 9 input channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retouch.errors import InputError
+from retouch.pipelines.pipeline import Pipeline
+from retouch.pipelines.request import Request
+from retouch.pipelines.text import guidance_embedding
+from retouch.pipelines.vae import decode_latents, encode_pixels
+
+
+class LatentDiffusion(Pipeline):
+    """Base of the Stable Diffusion families."""
+
+    # Whether a VAE whose config asks for it works in float32 however it was loaded.
+    heeds_force_upcast = False
+
+    @property
+    def latent_channels(self) -> int:  # type: ignore[override]
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def keeps_original(self) -> bool:  # type: ignore[override]
+        """A regular UNet sees no mask, so the loop holds the rest of the picture for it."""
+        return not self.joins_mask
+
+    @property
+    def joins_mask(self) -> bool:  # type: ignore[override]
+        """An inpainting UNet takes the mask and the masked picture after the latents: 4 + 1 + 4 channels."""
+        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
+
+    @property
+    def default_size(self) -> int:  # type: ignore[override]
+        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
+
+    def uses_guidance(self, scale: float) -> bool:
+        """A distilled model takes the scale as an input and needs no second evaluation."""
+        return scale > 1 and self.unet.config.time_cond_proj_dim is None
+
+    def check(self, request: Request) -> None:
+        width, latent = self.unet.config.in_channels, self.latent_channels
+        if width not in (latent, 2 * latent + 1):
+            raise InputError(
+                f"The UNet takes {width} input channels. Supported are {latent} (a regular checkpoint) and "
+                f"{2 * latent + 1} (an inpainting one)."
+            )
+        if self.joins_mask and request.mask_image is None:
+            raise InputError(
+                f"This is an inpainting checkpoint (its UNet takes {width} channels: latents, mask and "
+                "masked picture), and no mask_image was given. Use AutoPipelineForInpainting, or load a "
+                f"regular checkpoint for {self.task.name}."
+            )
+
+    def guidance_input(self, rows: int, scale: float, like: Tensor) -> dict[str, Tensor]:
+        """The scale as a distilled model wants it; nothing for the others."""
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return {}
+        return {"timestep_cond": guidance_embedding(torch.full((rows,), scale - 1), width).to(like)}
+
+    def encode(self, pixels: Tensor, generator: Any) -> Tensor:
+        upcast = self.heeds_force_upcast and self.vae.config.force_upcast
+        with self.placement.using("vae") as vae:
+            return encode_pixels(vae, pixels, generator, upcast=upcast)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        # bfloat16 has float32's range, so only float16 needs the larger type here.
+        upcast = self.heeds_force_upcast and self.vae.config.force_upcast and self.vae.dtype == torch.float16
+        with self.placement.using("vae") as vae:
+            return decode_latents(vae, latents, upcast=upcast)
+
+    def joined_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """The mask, then the masked picture."""
+        return torch.cat([mask, masked], dim=1)

@@ -1,0 +1,105 @@
+"""Pixels to latents and back with the Stable Diffusion families' autoencoder, and whose latents are whose."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retouch.errors import InputError
+
+
+def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = False) -> Tensor:
+    """Scaled latents of pixels in [-1, 1], sampled; each row from its own generator if there are several.
+
+    With `upcast` a float32 copy of the VAE does it, for those that overflow in half precision.
+    """
+    dtype = pixels.dtype
+    if upcast and vae.dtype != torch.float32:
+        vae, pixels = _float32_copy(vae), pixels.float()
+    if isinstance(generator, Sequence):
+        rows = zip(pixels.split(1), generator, strict=False)
+        latents = torch.cat([vae.encode(row).latent_dist.sample(source) for row, source in rows])
+    else:
+        latents = vae.encode(pixels).latent_dist.sample(generator)
+    mean, deviation = _statistics(vae, latents.to(dtype))
+    return (latents.to(dtype) - mean) * vae.config.scaling_factor / deviation
+
+
+def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
+    """Pixels in [-1, 1] of scaled latents. Where half precision overflows, float32 is tried, and said so."""
+    mean, deviation = _statistics(vae, latents)
+    latents = latents * deviation / vae.config.scaling_factor + mean
+    if not upcast:
+        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+        if vae.dtype == torch.float32 or bool(pixels.isfinite().all()):
+            return pixels
+        warnings.warn(
+            f"The VAE overflowed in {vae.dtype}; decoding once more in float32. Load the pipeline in "
+            f"bfloat16 or float32 to spare the second pass.",
+            stacklevel=2,
+        )
+    return _float32_copy(vae).decode(latents.float(), return_dict=False)[0]
+
+
+def _float32_copy(vae: Any) -> Any:
+    """A copy, so that the caller's module keeps its dtype and other threads are not disturbed."""
+    return copy.deepcopy(vae).float()
+
+
+def _statistics(vae: Any, latents: Tensor) -> tuple[Any, Any]:
+    """Mean and deviation that the latents are normalised by, where the config has them."""
+    mean, deviation = (getattr(vae.config, key, None) for key in ("latents_mean", "latents_std"))
+    if mean is None or deviation is None:
+        return 0.0, 1.0
+    shape = (1, -1, 1, 1)
+    return latents.new_tensor(mean).reshape(shape), latents.new_tensor(deviation).reshape(shape)
+
+
+def identity(vae: Any) -> str:
+    """What tells one latent space from another. A fine-tuned decoder keeps it."""
+    config = vae.config
+    return f"{type(vae).__name__} with scaling_factor {getattr(config, 'scaling_factor', None)}"
+
+
+class Latents(Tensor):
+    """Latents that remember the VAE they are of, so that another one refuses them by name."""
+
+    vae: str
+
+    @classmethod
+    def of(cls, latents: Tensor, vae: Any) -> Latents:
+        """Mark latents with their VAE."""
+        marked = latents.as_subclass(cls)
+        marked.vae = identity(vae)
+        return marked
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        source = next((value for value in args if isinstance(value, Latents)), None)
+        for part in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(part, Latents) and hasattr(source, "vae"):
+                part.vae = source.vae  # type: ignore[union-attr]
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # files hold plain tensors
+
+
+def refuse_foreign(image: Any, vae: Any) -> None:
+    """Refuse latents that are marked as another VAE's: this one would decode them into noise."""
+    if isinstance(image, list | tuple):
+        for part in image:
+            refuse_foreign(part, vae)
+    theirs = getattr(image, "vae", None) if isinstance(image, Latents) else None
+    if theirs is not None and theirs != identity(vae):
+        raise InputError(
+            f"image holds latents of {theirs}, but this pipeline's VAE is {identity(vae)}, which would "
+            "decode them into noise. Latents pass only between pipelines with the same VAE; make a picture "
+            "first (output_type='pil') and give that."
+        )
