@@ -12,10 +12,12 @@ import json
 import mimetypes
 import os
 import re
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,13 +71,14 @@ class HubStandIn:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
+        self.authorizations: list[str | None] = []  # one for each request
         self.bytes_sent: dict[str, int] = {}
         self.delay = 0.0
         self._troubles: list[_Trouble] = []
         self._lock = threading.Lock()
         self.faults: list[BaseException] = []
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._server.faults = self.faults
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = _Server(("127.0.0.1", 0), handler, self.faults)
         port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{port}"
         # Another name of the same server: a client treats a store of large files as a stranger to the
@@ -85,9 +88,10 @@ class HubStandIn:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; connections are refused from then on."""
+        """Stop answering; connections are cut, and refused from then on."""
         self._server.shutdown()
         self._server.server_close()
+        self._server.cut_connections()
         self._thread.join()
 
     def add(
@@ -125,8 +129,9 @@ class HubStandIn:
         return sorted(self.bytes_sent)
 
     def forget(self) -> None:
-        """Begin counting anew."""
+        """Count anew."""
         self.requests.clear()
+        self.authorizations.clear()
         self.bytes_sent.clear()
 
     def _trouble(self, path: str, *, body: bool) -> _Trouble | None:
@@ -141,7 +146,27 @@ class HubStandIn:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    faults: list[BaseException]
+
+    def __init__(
+        self, address: tuple[str, int], handler: type[_Handler], faults: list[BaseException]
+    ) -> None:
+        super().__init__(address, handler)
+        self.faults = faults
+        self.connections: set[socket.socket] = set()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        self.connections.add(request)
+        return request, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def cut_connections(self) -> None:
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
@@ -166,7 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/agent-harnesses":
             self._answer(404)
             return
-        self.hub.requests.append((self.command, path))
+        with self.hub._lock:
+            self.hub.requests.append((self.command, path))
+            self.hub.authorizations.append(self.headers.get("Authorization"))
         time.sleep(self.hub.delay)
         for pattern, answer in (
             (r"/api/(?P<kind>models|datasets)/(?P<name>.+)/tree/(?P<revision>[^/]+)", self._tree),
@@ -330,12 +357,12 @@ def use_hub(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     """An empty hub, which every library of this test takes for the real one, and an empty cache."""
     from huggingface_hub import close_session
 
     stand_in = HubStandIn()
-    use_hub(monkeypatch, stand_in.url, tmp_path / "hf_home")
+    use_hub(monkeypatch, stand_in.url, tmp_path_factory.mktemp("hf_home"))
     yield stand_in
     stand_in.close()
     close_session()

@@ -344,9 +344,10 @@ class Checkpoint:
                     f"({self._commit}). All files must be of one commit. Pass force_download=True to fetch "
                     f"the present one."
                 )
+            revision = self._revision or "main"
             return CheckpointError(
-                f"{self.name} has no revision {self._revision!r}. A branch, a tag or a commit of it is "
-                f"accepted: see {page}/tree/main. If {self._revision!r} is a kind of weights, pass it as "
+                f"{self.name} has no revision {revision!r}. A branch, a tag or a commit of it is "
+                f"accepted: see {page}/tree/main. If {revision!r} is a kind of weights, pass it as "
                 f"variant=."
             )
         if status is not None and status < 500:
