@@ -153,7 +153,9 @@ def test_a_broken_cache_entry_is_fetched_again(hub: HubStandIn, crowded: Path) -
     (folder / UNET).resolve().unlink()
     (folder / "tokenizer" / "merges.txt").unlink()
     hub.forget()
-    with pytest.raises(OfflineError, match=r"lacks 2 of its files, first tokenizer/merges.*local_files_only=True"):
+    with pytest.raises(
+        OfflineError, match=r"lacks 2 of its files, first tokenizer/merges.*local_files_only=True"
+    ):
         Checkpoint.open("org/sd", local_files_only=True).fetch(PARTS)
     assert hub.requests == []
     Checkpoint.open("org/sd").fetch(PARTS)
