@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest_plugins = ["tiny_checkpoints"]
+pytest_plugins = ["tiny_checkpoints", "tiny_checkpoints_xl"]
 if (Path(__file__).parent / "hub_stand_in.py").exists():
     pytest_plugins.append("hub_stand_in")
 

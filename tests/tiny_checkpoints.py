@@ -275,12 +275,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
 
-    def build(name: str, **settings: Any) -> Path:
+    def build(name: str, make: Callable[..., Path] = stable_diffusion, **settings: Any) -> Path:
         finished = shared / "checkpoints" / name
         if not finished.exists():
             finished.parent.mkdir(exist_ok=True)
             unfinished = tmp_path_factory.mktemp(f"unfinished-{name}")
-            stable_diffusion(unfinished, **settings)
+            make(unfinished, **settings)
             try:
                 unfinished.rename(finished)
             except OSError:  # another worker was first
@@ -290,18 +290,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     return build
 
 
-def _fixture(name: str, **settings: Any) -> Any:
+def checkpoint_fixture(name: str, make: Callable[..., Path] = stable_diffusion, **settings: Any) -> Any:
+    """A fixture of that name: the folder of a checkpoint that `make` builds once a session."""
+
     @pytest.fixture(scope="session", name=name)
     def folder(tiny_checkpoint: Callable[..., Path]) -> Path:
-        return tiny_checkpoint(name, **settings)
+        return tiny_checkpoint(name, make, **settings)
 
     return folder
 
 
-tiny_sd = _fixture("tiny_sd", in_channels=4)
-tiny_sd_inpaint = _fixture("tiny_sd_inpaint", in_channels=9, seed=1)
-tiny_sd2 = _fixture("tiny_sd2", version=2, seed=2)
-tiny_sd2_inpaint = _fixture("tiny_sd2_inpaint", in_channels=9, version=2, seed=3)
-tiny_sd_fp16 = _fixture("tiny_sd_fp16", variant="fp16", seed=4)
-tiny_sd_inpaint_fp16 = _fixture("tiny_sd_inpaint_fp16", in_channels=9, variant="fp16", seed=5)
-tiny_sd_checked = _fixture("tiny_sd_checked", safety_checker="always flags", seed=6)
+tiny_sd = checkpoint_fixture("tiny_sd", in_channels=4)
+tiny_sd_inpaint = checkpoint_fixture("tiny_sd_inpaint", in_channels=9, seed=1)
+tiny_sd2 = checkpoint_fixture("tiny_sd2", version=2, seed=2)
+tiny_sd2_inpaint = checkpoint_fixture("tiny_sd2_inpaint", in_channels=9, version=2, seed=3)
+tiny_sd_fp16 = checkpoint_fixture("tiny_sd_fp16", variant="fp16", seed=4)
+tiny_sd_inpaint_fp16 = checkpoint_fixture("tiny_sd_inpaint_fp16", in_channels=9, variant="fp16", seed=5)
+tiny_sd_checked = checkpoint_fixture("tiny_sd_checked", safety_checker="always flags", seed=6)
