@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
         prompt="a small red cabin",
         image=photo,
         mask_image=mask,
-        num_inference_steps=20,
+        num_inference_steps=12,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
     result = pipeline.image_processor.apply_overlay(mask, photo, painted)
