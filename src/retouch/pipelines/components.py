@@ -64,6 +64,9 @@ def load_component(
 def _load_encoder(
     cls: Any, folder: Path, variant: str | None, dtype: torch.dtype | None, use_safetensors: bool | None
 ) -> Any:
+    logging: Any = import_module("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the pipeline shows one of its own
     try:
         model, report = cls.from_pretrained(
             folder,
@@ -77,6 +80,9 @@ def _load_encoder(
             f"{folder} does not load as a {cls.__name__}: {error}. A complete folder with config.json and "
             f"model.safetensors is expected; download or save it again."
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys") if report.get(kind)}
     if faults:
         kind, keys = next(iter(faults.items()))
