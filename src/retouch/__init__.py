@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
         StableDiffusionPipeline as StableDiffusionPipeline,
+        StableDiffusionXLImg2ImgPipeline as StableDiffusionXLImg2ImgPipeline,
+        StableDiffusionXLInpaintPipeline as StableDiffusionXLInpaintPipeline,
+        StableDiffusionXLPipeline as StableDiffusionXLPipeline,
     )
     from retouch.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from retouch.schedulers.ddpm import DDPMScheduler as DDPMScheduler
@@ -78,6 +81,9 @@ _HOMES = {
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLPipeline",
     ),
     "retouch.schedulers": (
         "DDIMScheduler",
