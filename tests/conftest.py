@@ -7,7 +7,6 @@ import random
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 # Before anything imports huggingface_hub, which reads them once.
@@ -18,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest_plugins = ["tiny_checkpoints", "tiny_checkpoints_xl"]
-if (Path(__file__).parent / "hub_stand_in.py").exists():
-    pytest_plugins.append("hub_stand_in")
+# The stand-in first: it too sets what huggingface_hub reads once.
+pytest_plugins = ["hub_stand_in", "tiny_checkpoints", "tiny_checkpoints_xl"]
 
 
 def pytest_configure() -> None:
