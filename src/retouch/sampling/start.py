@@ -13,15 +13,18 @@ from retouch.schedulers.plan import Plan
 def shorten(plan: Plan, num_inference_steps: int, strength: float) -> tuple[Plan, int]:
     """Leave the last `strength` of the schedule; returns it with the number of requested steps in it."""
     kept = min(int(num_inference_steps * strength), num_inference_steps)
-    if kept < 1:
-        least = next((n for n in range(1, 10_001) if int(n * strength) >= 1), None)
-        cure = f"num_inference_steps of {least} or more" if least else "a higher strength"
+    skipped = (num_inference_steps - kept) * plan.order
+    # A custom schedule of a method of order 2 counts each evaluation as a step, as the reference does.
+    if kept < 1 or skipped >= len(plan):
+        fewest = max(1, num_inference_steps - (len(plan) - 1) // plan.order)
+        lowest = math.ceil(1000 * fewest / num_inference_steps) / 1000
+        enough = next((steps for steps in range(1, 501) if int(steps * strength) >= 1), None)
         raise InputError(
-            f"strength={strength} with num_inference_steps={num_inference_steps} leaves no step to run. "
-            f"Strength is the part of the steps that run, and at least one must; use {cure}, or strength "
-            f"of {math.ceil(1000 / num_inference_steps) / 1000} or more."
+            f"strength={strength} leaves none of the {num_inference_steps} steps to run. Strength is the "
+            f"part of them that runs, and at least one must; use strength={lowest} or more"
+            + (f", or {enough} steps or more." if enough and kept < 1 else ".")
         )
-    return plan.after((num_inference_steps - kept) * plan.order), kept
+    return plan.after(skipped), kept
 
 
 def first_latents(plan: Plan, noise: Tensor, original: Tensor | None = None) -> Tensor:
