@@ -59,7 +59,7 @@ class StableDiffusion(LatentDiffusion):
             "pipeline.scheduler afterwards to use other settings.",
             stacklevel=4,
         )
-        return type(scheduler).from_config({**scheduler.config, **wrong})
+        return type(scheduler).from_config(scheduler.config, **wrong)
 
     @classmethod
     def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
