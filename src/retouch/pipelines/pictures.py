@@ -219,7 +219,8 @@ def _mask_tensor(
         fit = VaeImageProcessor(
             vae_scale_factor=factor, do_normalize=False, do_binarize=not soft, do_convert_grayscale=True
         )
-        picture = luminance(mask) if isinstance(mask, Image.Image) else values
+        # In its own mode, as the reference: Pillow resizes a bilevel mask by the nearest neighbour.
+        picture = mask if isinstance(mask, Image.Image) else values
         values = fit.preprocess(picture, height=size[0], width=size[1], **crop)
     values = torch.where(values < _NEARLY, 0.0, torch.where(values > 1 - _NEARLY, 1.0, values))
     return values.float()
@@ -239,10 +240,10 @@ def _cropped(
     count = max(len(images), len(masks))
     pixels, hole, pastes = [], [], []
     for row in range(count):
-        image, mask = images[row % len(images)], luminance(masks[row % len(masks)])
+        image, mask = images[row % len(images)], masks[row % len(masks)]
         if mask.size != image.size:
             mask = mask.resize(image.size)
-        if mask.getbbox() is None:  # nothing to crop to; the run returns this picture as it is
+        if luminance(mask).getbbox() is None:  # nothing to crop to; the run returns this picture as it is
             mask_box = (0, 0, *image.size)
         else:
             mask_box = processor.get_crop_region(mask, width, height, pad=request.padding_mask_crop or 0)
