@@ -99,7 +99,7 @@ def test_opaque_alpha_counts_as_none() -> None:
 @pytest.mark.parametrize("resample", ["nearest", "linear", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("resize_mode", ["default", "fill", "crop"])
 def test_preprocess_over_filters(resample: str, resize_mode: str) -> None:
-    settings = {"resample": resample, "vae_scale_factor": 4, "reducing_gap": 2}
+    settings = {"resample": resample, "vae_scale_factor": 4, "reducing_gap": 1}
     assert_same(*both(settings, picture("RGB", 131, 77), 44, 60, resize_mode=resize_mode))
 
 

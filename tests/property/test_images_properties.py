@@ -144,7 +144,7 @@ def test_preprocess_then_postprocess_gives_the_same_bytes(
 
 
 @quick
-@given(sides, sides, st.integers(1, 90), st.integers(1, 90), st.sampled_from(["default", "fill", "crop"]))
+@given(sides, sides, st.integers(2, 90), st.integers(2, 90), st.sampled_from(["default", "fill", "crop"]))
 def test_a_plain_picture_stays_plain_at_any_size(
     width: int, height: int, new_width: int, new_height: int, mode: str
 ) -> None:
@@ -153,4 +153,4 @@ def test_a_plain_picture_stays_plain_at_any_size(
     assert resized.size == (new_width, new_height)
     # As in the reference, an odd side may leave one dark row or column; models take even sides.
     pixels = np.asarray(resized)[: new_height // 2 * 2, : new_width // 2 * 2]
-    assert (pixels == (90, 130, 7)).all() or min(new_width, new_height) < 2
+    assert (pixels == (90, 130, 7)).all()

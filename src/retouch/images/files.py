@@ -127,8 +127,7 @@ def _finished(
     picture: Image.Image, name: str, convert_method: Callable[[Image.Image], Image.Image] | None
 ) -> Image.Image:
     try:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(picture)  # reads all pixels: a copy, even where nothing turns
         ready = upright if convert_method is not None else eight_bit(upright).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _bomb(name, error) from error

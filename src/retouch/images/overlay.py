@@ -41,7 +41,7 @@ def apply_overlay(
     # rounding of this detour is the reference's, so a soft mask gives the same bytes.
     kept = Image.new("RGBa", original.size)
     keep = ImageOps.invert(eight_bit(mask, "mask").convert("L"))
-    kept.paste(original.convert("RGBA").convert("RGBa"), mask=keep)
+    kept.paste(original.convert("RGBA"), mask=keep)
     result = painted.convert("RGBA")
     result.alpha_composite(kept.convert("RGBA"))
     return result.convert("RGB")
