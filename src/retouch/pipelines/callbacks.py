@@ -24,16 +24,16 @@ class Listener:
     def __init__(self, run: Run, predict: Predictor, region: Region | None) -> None:
         self.run, self.predict, self.region = run, predict, region
         self.callback = run.request.callback_on_step_end
-        self.names = getattr(self.callback, "tensor_inputs", run.request.callback_on_step_end_tensor_inputs)
 
     def hear(self, index: int, progress: Progress) -> None:
         """Tell the callback of a step."""
         if self.callback is None:
             return
-        tensors = {name: self._show(name, progress) for name in self.names}
+        tensors = {name: self._show(name, progress) for name in self.run.request.listened}
         answer = self.callback(self.run, index, progress.step.timestep, dict(tensors)) or {}
         for name, value in answer.items():
-            if value is not tensors.get(name):
+            # These rows are a part of prompt_embeds, whose replacement they must not undo.
+            if name != "negative_prompt_embeds" or value is not tensors.get(name):
                 self._replace(name, value, progress)
 
     def _show(self, name: str, progress: Progress) -> Any:
@@ -62,7 +62,7 @@ class Listener:
             text = predict.inputs["encoder_hidden_states"].clone()
             text[: len(text) - rows] = value
             predict.inputs["encoder_hidden_states"] = text
-        elif name == "mask":
+        elif name == "mask" and value is not None:
             if predict.channels is not None:
                 predict.channels = predict.channels.clone()
                 predict.channels[:, :1] = value[-rows:]

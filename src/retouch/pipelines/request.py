@@ -89,6 +89,12 @@ class Request:
         """Whether the picture is noisy latents that an earlier stage left."""
         return False
 
+    @property
+    def listened(self) -> Sequence[str]:
+        """Names of the tensors that the callback gets; the reference's callback objects bring theirs."""
+        own: Sequence[str] | None = getattr(self.callback_on_step_end, "tensor_inputs", None)
+        return self.callback_on_step_end_tensor_inputs if own is None else own
+
     def check(self, size_factor: int, listenable: Collection[str] = ()) -> None:
         """Refuse what cannot work before anything large is moved. `size_factor` is the VAE's."""
         _check_prompts(self)
@@ -105,7 +111,7 @@ class Request:
                 f"output_type={self.output_type!r}. Drop one of the two."
             )
         known = (*LISTENABLE, *listenable)
-        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in known]
+        unknown = [name for name in self.listened if name not in known]
         if unknown:
             raise InputError(
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; a callback can get "

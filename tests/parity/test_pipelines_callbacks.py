@@ -1,0 +1,158 @@
+"""`callback_on_step_end`: the same calls with the same tensors, and the same effect of what it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_close
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+from pipeline_pairs import PROMPT, Pair, generators, pair, task_inputs
+
+TASKS = [
+    ("tiny_sd", "text2image"),
+    ("tiny_sd", "image2image"),
+    ("tiny_sd", "inpaint"),
+    ("tiny_sd_inpaint", "inpaint"),
+]
+NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+MASK_NAMES = [*NAMES, "mask", "masked_image_latents"]
+
+
+@pytest.fixture(params=TASKS, ids="-".join)
+def each_task(request: pytest.FixtureRequest) -> Pair:
+    checkpoint, task = request.param
+    return pair(request.getfixturevalue(checkpoint), task)
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler"])
+def test_what_a_callback_sees(each_task: Pair, scheduler: str) -> None:
+    both = each_task.changed(scheduler)
+    names = MASK_NAMES if both.task == "inpaint" else NAMES
+    seen: list[list[Any]] = []
+
+    def listen(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert list(tensors) == names
+        assert pipe.guidance_scale == 3.0 and pipe.do_classifier_free_guidance
+        copies = {name: value.clone() for name, value in tensors.items() if value is not None}
+        seen[-1].append((index, float(timestep), pipe.num_timesteps, copies))
+        return tensors
+
+    for pipeline in (both.ours, both.theirs):
+        seen.append([])
+        pipeline(
+            PROMPT, **task_inputs(both.task), num_inference_steps=3, guidance_scale=3.0, output_type="latent",
+            generator=generators(2), callback_on_step_end=listen, callback_on_step_end_tensor_inputs=names,
+        )  # fmt: skip
+    ours, theirs = seen
+    assert [step[:3] for step in ours] == [step[:3] for step in theirs]
+    # A regular UNet needs no masked picture, and we do not encode it for a callback's sake.
+    hidden = {"masked_image_latents"} if both.ours.unet.config.in_channels == 4 else set()
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert mine[3].keys() == reference[3].keys() - hidden
+        for name, value in mine[3].items():
+            assert_close(value, reference[3][name], 5e-5)
+
+
+def test_latents_replaced_in_mid_run(each_task: Pair) -> None:
+    def brighten(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] + 0.3} if index == 1 else {}
+
+    each_task.compare(**task_inputs(each_task.task), callback_on_step_end=brighten)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "returned"])
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [*(("tiny_sd_inpaint", name) for name in MASK_NAMES), ("tiny_sd", "latents"), ("tiny_sd", "mask")],
+)
+def test_every_tensor_can_be_replaced(
+    checkpoint: str, name: str, in_place: bool, request: pytest.FixtureRequest
+) -> None:
+    both = pair(request.getfixturevalue(checkpoint), "inpaint")
+
+    def change(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 1:
+            value = tensors[name] if in_place else tensors[name].clone()
+            if name == "mask":
+                value[..., :4] = 0.0
+            else:
+                value *= 1.3
+            tensors[name] = value
+        return tensors
+
+    arguments = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": [name]}
+    if name != "negative_prompt_embeds":  # in the reference, which has joined them by then, without effect
+        both.compare(**task_inputs("inpaint"), **arguments, tolerance=5e-5)
+    pictures = [
+        both.ours(PROMPT, **task_inputs("inpaint"), num_inference_steps=4, generator=generators(7),
+                  output_type="pt", **extra).images
+        for extra in ({}, arguments)
+    ]  # fmt: skip
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_interrupting_as_the_reference_is_interrupted(each_task: Pair, step: int) -> None:
+    calls: list[int] = []
+
+    def interrupt(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        calls.append(index)
+        pipe._interrupt = index == step
+        return tensors
+
+    each_task.compare(**task_inputs(each_task.task), callback_on_step_end=interrupt)
+    assert calls == 2 * list(range(step + 1))
+    assert not vars(each_task.ours).get("_interrupt", False)
+    each_task.compare(**task_inputs(each_task.task))  # and the next call runs to its end
+
+
+def test_guidance_switched_off_on_the_way(each_task: Pair) -> None:
+    masks = ["mask", "masked_image_latents"] if each_task.task == "inpaint" else []
+
+    def cut(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == int(pipe.num_timesteps * 0.4):
+            pipe._guidance_scale = 0.0
+            for name, value in tensors.items():
+                if name != "latents" and value is not None:
+                    tensors[name] = value.chunk(2)[-1]
+        return tensors
+
+    each_task.compare(
+        **task_inputs(each_task.task),
+        num_inference_steps=5,
+        callback_on_step_end=cut,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds", *masks],
+    )
+
+
+def test_guidance_switched_off_needs_no_other_tensor(tiny_sd_inpaint: Path) -> None:
+    """Where the reference wants mask and masked picture halved by hand, ours sees to it."""
+    halved: list[torch.Tensor] = []
+    for masks in ([], ["mask", "masked_image_latents"]):
+
+        def cut(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if index == 1:
+                pipe._guidance_scale = 0.0
+                tensors = {name: value.chunk(2)[-1] for name, value in tensors.items()}
+            return tensors
+
+        ours = pair(tiny_sd_inpaint, "inpaint").ours
+        listening = {
+            "callback_on_step_end": cut,
+            "callback_on_step_end_tensor_inputs": ["prompt_embeds", *masks],
+        }
+        arguments = {**task_inputs("inpaint"), "num_inference_steps": 4, "output_type": "pt"}
+        halved.append(ours(PROMPT, **arguments, **listening, generator=generators(7)).images)
+    assert torch.equal(*halved)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_callback_objects_of_the_reference(tiny_sd: Path, several: bool) -> None:
+    cutoff: Any = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    pair(tiny_sd, "image2image").compare(
+        **task_inputs("image2image"),
+        callback_on_step_end=MultiPipelineCallbacks([cutoff]) if several else cutoff,
+    )
