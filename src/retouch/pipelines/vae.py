@@ -81,10 +81,12 @@ class Latents(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
-        source = next((value for value in args if isinstance(value, Latents)), None)
+        several = (value for value in args if isinstance(value, tuple | list))  # torch.cat takes a list
+        sources = [*args, *(part for value in several for part in value)]
+        mark = next((value.vae for value in sources if hasattr(value, "vae")), None)
         for part in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(part, Latents) and hasattr(source, "vae"):
-                part.vae = source.vae  # type: ignore[union-attr]
+            if isinstance(part, Latents) and mark is not None:
+                part.vae = mark
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:

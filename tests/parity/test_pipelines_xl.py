@@ -1,0 +1,218 @@
+"""Stable Diffusion XL against the reference: base, inpainting and refiner, each task, alone and in stages."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from closeness import assert_close
+from pipeline_pairs import Pair, as_tensor, generators, load, mask, photo, task_inputs
+
+import retouch
+
+NAMES = {
+    "text2image": "StableDiffusionXLPipeline",
+    "image2image": "StableDiffusionXLImg2ImgPipeline",
+    "inpaint": "StableDiffusionXLInpaintPipeline",
+}
+BASE, INPAINT, REFINER = "tiny_sdxl", "tiny_sdxl_inpaint", "tiny_sdxl_refiner"
+
+
+def xl_pair(folder: Path, task: str) -> Pair:
+    return Pair(load(retouch, NAMES[task], folder), load(diffusers, NAMES[task], folder), task)
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest) -> Any:
+    return lambda checkpoint, task: xl_pair(request.getfixturevalue(checkpoint), task)
+
+
+KINDS = [
+    (BASE, "text2image"),
+    (BASE, "image2image"),
+    (REFINER, "image2image"),
+    (BASE, "inpaint"),
+    (INPAINT, "inpaint"),
+    (REFINER, "inpaint"),
+]
+SIZES = {
+    "original_size": (48, 100),
+    "target_size": (70, 64),
+    "crops_coords_top_left": (3, 9),
+    "negative_original_size": (32, 32),
+    "negative_target_size": (16, 40),
+}
+
+
+@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "a bench"},
+        {"prompt_2": "a castle", "negative_prompt": "a bench", "negative_prompt_2": "a park"},
+        {"prompt": ["a cat", "a castle"], "negative_prompt": ["a", "a bench"], "num_images_per_prompt": 2},
+        {"num_images_per_prompt": 2, "seeds": [1, 2], "guidance_rescale": 0.6},
+        {"clip_skip": 1},
+        {"sigmas": [14.0, 5.0, 1.5, 0.3]},
+        {"timesteps": [950, 600, 300, 20]},
+    ],
+    ids=lambda arguments: "-".join(arguments) or "defaults",
+)
+def test_arguments(made: Any, checkpoint: str, task: str, arguments: dict[str, Any]) -> None:
+    strength = {"strength": 0.8} if task == "image2image" else {}
+    made(checkpoint, task).compare(**{**task_inputs(task), **strength, **arguments})
+
+
+@pytest.mark.parametrize("task", ["text2image", "image2image", "inpaint"])
+def test_size_ids(made: Any, task: str) -> None:
+    # The reference applies the crop to the negative side itself except in text2image, where it takes its own.
+    own = {"negative_crops_coords_top_left": (5, 6)} if task == "text2image" else {}
+    made(BASE, task).compare(**task_inputs(task), **SIZES, **own)
+
+
+@pytest.mark.parametrize("task", ["image2image", "inpaint"])
+def test_aesthetic_scores(made: Any, task: str) -> None:
+    scores = {"aesthetic_score": 9.0, "negative_aesthetic_score": 1.0}
+    sizes = {
+        name: SIZES[name] for name in ("original_size", "crops_coords_top_left", "negative_original_size")
+    }
+    made(REFINER, task).compare(**task_inputs(task), **scores, **sizes, negative_crops_coords_top_left=(2, 1))
+
+
+@pytest.mark.parametrize("checkpoint", [BASE, INPAINT])
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize(
+    "scheduler", ["EulerAncestralDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"]
+)
+def test_strength(made: Any, checkpoint: str, strength: float, scheduler: str) -> None:
+    pair = made(checkpoint, "inpaint")
+    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
+        pipeline.scheduler = getattr(library, scheduler).from_config(pipeline.scheduler.config)
+    try:
+        pair.compare(**task_inputs("inpaint"), strength=strength)
+    finally:
+        load.cache_clear()
+
+
+@pytest.mark.parametrize("checkpoint", [BASE, INPAINT])
+def test_padding_mask_crop(made: Any, checkpoint: str) -> None:
+    made(checkpoint, "inpaint").compare(
+        image=photo(width=120, height=90),
+        mask_image=mask((70, 30, 90, 50), width=120, height=90),
+        height=64,
+        width=64,
+        padding_mask_crop=8,
+        output_type="pil",
+        tolerance=1.001 / 255,
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("first", ["text2image", "inpaint"])
+def test_two_stages(made: Any, first: str, prediction_type: str) -> None:
+    """The base takes the first part of the schedule and hands latents over; the refiner takes the rest."""
+    base, refiner = made(BASE, first), made(REFINER, "image2image" if first == "text2image" else "inpaint")
+    results = []
+    for pipelines in ((base.ours, refiner.ours), (base.theirs, refiner.theirs)):
+        generator = generators(5)
+        options = {
+            "prompt": "a cat",
+            "num_inference_steps": 10,
+            "guidance_scale": 3.0,
+            "generator": generator,
+        }
+        inputs = task_inputs(first)
+        with warnings.catch_warnings():
+            if pipelines[0] is base.theirs:
+                warnings.simplefilter("ignore")
+            handed = pipelines[0](**options, **inputs, denoising_end=0.6, output_type="latent").images
+            sizes = (
+                {}
+                if first == "text2image"
+                else {"mask_image": inputs["mask_image"], "height": 64, "width": 64}
+            )
+            done = pipelines[1](
+                **options, **sizes, image=handed, denoising_start=0.6, output_type="np"
+            ).images
+        results.append((handed, as_tensor(done)))
+    (handed, done), (their_handed, their_done) = results
+    assert_close(handed.as_subclass(torch.Tensor), their_handed, tolerance=1e-4)  # of values around 30
+    assert_close(done, their_done)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_window_of_the_schedule(made: Any, order: int) -> None:
+    pair = made(BASE, "image2image")
+    scheduler = "HeunDiscreteScheduler" if order == 2 else "EulerDiscreteScheduler"
+    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
+        pipeline.scheduler = getattr(library, scheduler).from_config(pipeline.scheduler.config)
+    noisy = 5 * torch.randn(1, 4, 8, 8, generator=generators(1))
+    try:
+        pair.compare(
+            image=noisy, denoising_start=0.3, denoising_end=0.8, num_inference_steps=9, output_type="latent"
+        )
+    finally:
+        load.cache_clear()
+
+
+def test_distilled_guidance(made: Any, tiny_checkpoint: Any) -> None:
+    from tiny_checkpoints_xl import stable_diffusion_xl
+
+    folder = tiny_checkpoint("tiny_sdxl_lcm", stable_diffusion_xl, seed=3, time_cond_proj_dim=12)
+    pair = xl_pair(folder, "inpaint")
+    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
+        pipeline.scheduler = library.LCMScheduler.from_config(pipeline.scheduler.config)
+    pair.compare(**task_inputs("inpaint"), guidance_scale=8.0)
+
+
+def test_given_embeddings(made: Any) -> None:
+    pair = made(BASE, "inpaint")
+    ours = pair.ours.encode_prompt("a cat", "a castle", negative_prompt="a bench")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = pair.theirs.encode_prompt("a cat", "a castle", negative_prompt="a bench")
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert_close(mine, reference)
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    pair.compare(**task_inputs("inpaint"), **dict(zip(names, ours, strict=True)))
+
+
+@pytest.mark.parametrize("checkpoint", [BASE, INPAINT, REFINER])
+def test_saved_by_one_loaded_by_the_other(made: Any, checkpoint: str, tmp_path: Path) -> None:
+    pair = made(checkpoint, "inpaint")
+    pair.ours.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = diffusers.AutoPipelineForInpainting.from_pretrained(tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    assert type(theirs).__name__ == NAMES["inpaint"]
+    for switch in ("force_zeros_for_empty_prompt", "requires_aesthetics_score"):
+        assert theirs.config[switch] == getattr(pair.ours, switch)
+    Pair(pair.ours, theirs, "inpaint").compare(**task_inputs("inpaint"))
+
+
+def test_the_vae_keeps_its_dtype(made: Any, tiny_sdxl: Path) -> None:
+    """The config asks for float32; a float16 VAE is run so on a copy, and the result is that of float32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no native float16 here
+        half = retouch.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    half.vae.half()
+    pixels = half.decode(torch.randn(1, 4, 8, 8, generator=generators(3)).half())
+    assert pixels.dtype == torch.float32 and half.vae.dtype == torch.float16
+    exact = load(retouch, NAMES["text2image"], tiny_sdxl)
+    full = torch.randn(1, 4, 8, 8, generator=generators(3)).half().float()
+    exact_pixels = exact.decode(full)
+    assert (pixels - exact_pixels).abs().max() < 0.02  # the weights were rounded once
+    assert half.encode(torch.rand(1, 3, 64, 64).half(), generators(4)).dtype == torch.float16
+    assert half.vae.dtype == torch.float16
