@@ -120,6 +120,14 @@ def test_a_generator_for_each_picture_draws_that_picture_alone() -> None:
         assert torch.equal(row, randn((1, 4, 2), torch.Generator().manual_seed(seed))[0])
 
 
+def test_a_cpu_generator_draws_on_the_cpu_for_any_device() -> None:
+    # "meta" stands for an accelerator: nothing is computed there, but the generator moves on.
+    generator, twin = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    assert randn((2, 4), generator, "meta").device.type == "meta"
+    randn((2, 4), twin)
+    assert torch.equal(randn((2, 4), generator), randn((2, 4), twin))
+
+
 def test_one_generator_in_a_list_is_that_generator() -> None:
     alone = randn((3, 4), torch.Generator().manual_seed(1))
     assert torch.equal(alone, randn((3, 4), [torch.Generator().manual_seed(1)]))

@@ -208,7 +208,10 @@ def test_saving_over_the_folder_that_weights_came_from(model: Tiny, tmp_path: Pa
     loaded.save_pretrained(tmp_path, max_shard_size=100)
     loaded.save_pretrained(tmp_path)
     assert _same(model, loaded)
-    assert _same(model, Tiny.from_pretrained(tmp_path))
+    again = Tiny.from_pretrained(tmp_path)
+    assert _same(model, again)
+    Tiny(width=8).save_pretrained(tmp_path)
+    assert _same(model, again)
     assert sorted(os.listdir(tmp_path)) == ["config.json", WEIGHTS]
 
 
