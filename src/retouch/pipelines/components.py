@@ -26,6 +26,7 @@ _PROCESSORS = {
     "CLIPTokenizerFast": "CLIPTokenizerFast",
     "CLIPImageProcessor": "CLIPImageProcessor",
     "CLIPFeatureExtractor": "CLIPImageProcessor",  # its name before transformers 4.26
+    "CLIPImageProcessorPil": "CLIPImageProcessor",  # what transformers 5 makes of it without torchvision
 }
 
 
@@ -94,14 +95,19 @@ def _load_encoder(
     return model.eval()
 
 
-def library_of(component: Any) -> str:
-    """What model_index.json calls the home of this part, so that the reference finds it."""
-    if type(component).__name__ in _SAFETY:
-        return "stable_diffusion"
-    return "transformers" if type(component).__module__.startswith("transformers.") else "diffusers"
+def index_entry(component: Any) -> list[str | None]:
+    """The library and class of a part as model_index.json names them, so that the reference finds it."""
+    if component is None:
+        return [None, None]
+    name = type(component).__name__
+    if name in _SAFETY:
+        return ["stable_diffusion", name]
+    if type(component).__module__.startswith("transformers."):
+        return ["transformers", _PROCESSORS.get(name, name)]
+    return ["diffusers", name]
 
 
-def save_component(component: Any, folder: Path, variant: str | None) -> None:
+def save_component(component: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
     """Write one part into its own folder."""
-    options = {"variant": variant} if isinstance(component, torch.nn.Module) else {}
-    component.save_pretrained(folder, **options)
+    options = {"variant": variant, "max_shard_size": max_shard_size}
+    component.save_pretrained(folder, **(options if isinstance(component, torch.nn.Module) else {}))

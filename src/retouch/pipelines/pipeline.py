@@ -24,7 +24,7 @@ from retouch.checkpoints.locate import Checkpoint
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
-from retouch.pipelines.components import library_of, load_component, save_component
+from retouch.pipelines.components import index_entry, load_component, save_component
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
@@ -158,10 +158,7 @@ class Pipeline(ABC):
     @property
     def config(self) -> PipelineConfig:
         """The settings that model_index.json holds."""
-        parts = {
-            name: [None, None] if part is None else [library_of(part), type(part).__name__]
-            for name, part in self.components.items()
-        }
+        parts = {name: index_entry(part) for name, part in self.components.items()}
         header = {"_class_name": type(self).__name__, "_diffusers_version": _LAYOUT_VERSION}
         return PipelineConfig(header | {name: getattr(self, name) for name in self.switches} | parts)
 
@@ -266,8 +263,19 @@ class Pipeline(ABC):
             )
         return dict(components)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, variant: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
         """Write a folder that this library and diffusers load. Nothing half-written is left on failure."""
+        if not safe_serialization:
+            raise InputError(
+                "safe_serialization=False asks for pickled weights. Only safetensors are written, which "
+                "every reader of this layout knows; leave it out."
+            )
         target = Path(folder).absolute()
         if target.is_file():
             raise InputError(f"{target} is a file; save_pretrained needs a folder's path.")
@@ -276,7 +284,7 @@ class Pipeline(ABC):
             staged = Path(temporary)
             for name, part in self.components.items():
                 if part is not None:
-                    save_component(part, staged / name, variant)
+                    save_component(part, staged / name, variant, max_shard_size)
             index = json.dumps(self.config, indent=2) + "\n"
             (staged / "model_index.json").write_text(index, encoding="utf-8")
             for source in sorted(path for path in staged.rglob("*") if path.is_file()):
