@@ -345,11 +345,10 @@ def use_hub(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     # The library reads its environment at import, so what it has read is replaced as well.
     patch.setattr(constants, "ENDPOINT", url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    patch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
     patch.setattr(constants, "HF_HOME", str(home))
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"))
+    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"), raising=False)
     patch.setattr(hf_api.api, "endpoint", url)
     # It waits seconds before it tries again.
     for module in (file_download, _http):

@@ -292,8 +292,8 @@ class Checkpoint:
         except Exception as error:
             raise CheckpointError(
                 f"The download of {self._asked} broke off ({_brief(error)}). Files that arrived whole are "
-                f"kept, halves are not. Check the connection and the free disk space, then make the same "
-                f"call again: it goes on from there."
+                f"kept, and no half of one counts as there. Check the connection and the free disk space, "
+                f"then make the same call again: it goes on from there."
             ) from error
         self._commit = Path(folder).name
         return self._complete(Path(folder), wanted)
