@@ -67,10 +67,9 @@ class ForeignPlan(Plan):
                 f"num_inference_steps is {schedule['num_inference_steps']}, but this model was trained with "
                 f"{train_steps} timesteps. Give a number from 1 to {train_steps}."
             )
-        # Two copies: `step` moves a hidden counter in one, and `add_noise` needs one that has not moved.
+        # Never stepped: its hidden step counter must not move, as all copies are taken from it.
         self._unused = copy.deepcopy(scheduler)
         self._unused.set_timesteps(**schedule, device=device)
-        self._noiser = copy.deepcopy(self._unused)
         self._step_takes = inspect.signature(scheduler.step).parameters
         self.order = getattr(scheduler, "order", 1)
         self.initial_sigma = self._unused.init_noise_sigma
@@ -79,8 +78,7 @@ class ForeignPlan(Plan):
         super().__init__(settings, found.cpu().numpy(), device=found.device, **run)
 
     def forget(self) -> None:
-        self._running = copy.deepcopy(self._unused)
-        _enter(self._running, self.start)
+        self._running = self._copy_at(self.start)
 
     def scale_input(self, latents: Tensor, step: Step) -> Tensor:
         if step.index == self.start:
@@ -100,11 +98,11 @@ class ForeignPlan(Plan):
         return result.prev_sample, getattr(result, "pred_original_sample", None)
 
     def noised(self, original: Tensor, noise: Tensor, step: Step) -> Tensor:
-        _enter(self._noiser, step.index)
-        return self._noiser.add_noise(original, noise, step.timestep.reshape(1))
+        return self._copy_at(step.index).add_noise(original, noise, step.timestep.reshape(1))
 
-
-def _enter(scheduler: Any, index: int) -> None:
-    """Tell those that count their steps where they are; the others go by the timestep."""
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(index)
+    def _copy_at(self, index: int) -> Any:
+        """A copy that is about to take this step. (0.3 ms: a scheduler is a few small tensors.)"""
+        scheduler = copy.deepcopy(self._unused)
+        if hasattr(scheduler, "set_begin_index"):  # those without go by the timestep
+            scheduler.set_begin_index(index)
+        return scheduler

@@ -173,7 +173,7 @@ class Scheduler:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json`, which diffusers reads too."""
         config = {key: value for key, value in self.config.items() if key != _DEFAULTED}
-        config.setdefault("_diffusers_version", "0.42.1")
+        config.setdefault("_diffusers_version", "0.42.0")
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -234,7 +234,7 @@ class Scheduler:
 
     def space_timesteps(self, steps: int, **how: Any) -> np.ndarray:
         """The falling timesteps that the settings ask for, float64."""
-        spacing, offset = self.settings["timestep_spacing"], self.settings["steps_offset"]
+        spacing, offset = self.settings.get("timestep_spacing", "linspace"), self.settings["steps_offset"]
         return spaced_timesteps(spacing, steps, len(self), offset=offset, **how)
 
     def _check_request(
@@ -315,9 +315,8 @@ class Scheduler:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         self._begin_index = begin_index
-        self._plan = self._current.after(begin_index - self._current.start)
 
-    def _index_of(self, timestep: int | float | Tensor, first: bool = False) -> int:
+    def _index_of(self, timestep: int | float | Tensor) -> int:
         value = timestep.item() if isinstance(timestep, Tensor) else timestep
         found = [index for index, known in enumerate(self._current.timestep_values) if known == value]
         if not found:
@@ -327,7 +326,7 @@ class Scheduler:
             )
         # A timestep that occurs twice: entering there must not skip its first half (Heun's second
         # evaluation has the timestep of the next step).
-        return found[0] if first or len(found) == 1 else found[1]
+        return found[0] if len(found) == 1 else found[1]
 
     def _locate(self, timestep: int | float | Tensor) -> int:
         plan, index = self._current, self._step_index
@@ -383,12 +382,7 @@ class SigmaScheduler(Scheduler):
             values = np.asarray(sigmas, dtype=np.float32)
             return schedule.timesteps_at(values[:-1]).astype(np.float32), values
         if timesteps is not None:
-            spacing = chosen_sigma_spacing(self.settings)
-            if spacing is not None:
-                raise InputError(
-                    f"Custom timesteps and {spacing} = True contradict each other: both choose the sigmas. "
-                    f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False)."
-                )
+            self._refuse_two_spacings()
             chosen = np.asarray(timesteps, dtype=np.float32)
         else:
             assert steps is not None
@@ -397,6 +391,14 @@ class SigmaScheduler(Scheduler):
         if chosen_sigma_spacing(self.settings) is not None:
             chosen = schedule.timesteps_at(levels).astype(np.float32)
         return chosen, np.append(levels, self.final_sigma)
+
+    def _refuse_two_spacings(self) -> None:
+        spacing = chosen_sigma_spacing(self.settings)
+        if spacing is not None:
+            raise InputError(
+                f"Custom timesteps and {spacing} = True contradict each other: both choose the sigmas. "
+                f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False)."
+            )
 
     @property
     def final_sigma(self) -> float:

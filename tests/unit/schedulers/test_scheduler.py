@@ -17,6 +17,7 @@ from retouch.schedulers import (
     DDPMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     TCDScheduler,
@@ -93,12 +94,14 @@ def test_diffusers_style_calls_in_any_order() -> None:
         scheduler.step(prediction, 999, sample)
 
 
-def test_starts_in_the_middle_by_timestep_alone() -> None:
-    scheduler = EulerDiscreteScheduler()
+@pytest.mark.parametrize("make", [EulerDiscreteScheduler, HeunDiscreteScheduler])
+def test_starts_in_the_middle_by_timestep_alone(make: Any) -> None:
+    """Heun has this timestep twice; entering at its first place would be in the middle of a step."""
+    scheduler = make()
     scheduler.set_timesteps(6)
     sample, noise = noise_for((2, 4, 4, 4), 1), noise_for((2, 4, 4, 4), 2)
-    plan = scheduler.plan(6)
-    third = list(plan)[2]
+    plan = scheduler.plan(6).after(2)
+    third = next(iter(plan))
     noised = scheduler.add_noise(sample, noise, third.timestep.repeat(2))
     assert torch.equal(noised, plan.noised(sample, noise, third))
     assert torch.equal(scheduler.scale_model_input(noised, third.timestep), plan.scale_input(noised, third))
@@ -158,6 +161,16 @@ def test_reads_a_local_folder(tmp_path: Path) -> None:
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
         Scheduler.from_pretrained(tmp_path / "scheduler")
+
+
+def test_reads_a_repository_of_the_hub(tmp_path: Path, hub: Any) -> None:
+    DDIMScheduler(steps_offset=1).save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text("{}")
+    hub.add("org/name", tmp_path)
+    found = Scheduler.from_pretrained("org/name", subfolder="scheduler")
+    assert type(found) is DDIMScheduler and found.config.steps_offset == 1
+    with pytest.raises(CheckpointError):
+        Scheduler.from_pretrained("org/other", subfolder="scheduler")
 
 
 def test_names() -> None:
