@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from retouch.schedulers.noise_schedule import Settings, predicted_original_at_sigma
+from retouch.schedulers.noise_schedule import Settings, ancestral_sigmas, predicted_original_at_sigma
 from retouch.schedulers.plan import SigmaPlan, Step
 from retouch.schedulers.scheduler import SigmaScheduler
 
@@ -28,13 +28,12 @@ class EulerAncestralPlan(SigmaPlan):
         sigma, sigma_next = self.sigmas[step.index], self.sigmas[step.index + 1]
         latents = latents.float()
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
-        sigma_up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-        sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
+        down, up = ancestral_sigmas(sigma, sigma_next)
         slope = (latents - original) / sigma
-        moved = latents + slope * (sigma_down - sigma)
+        moved = latents + slope * (down - sigma)
         # Drawn on the last step too, where its weight is 0: a generator shared with what follows must
         # stand where the reference leaves it.
-        return (moved + self.draw_noise(prediction) * sigma_up).to(prediction.dtype), original
+        return (moved + self.draw_noise(prediction) * up).to(prediction.dtype), original
 
 
 class EulerDiscreteScheduler(SigmaScheduler):

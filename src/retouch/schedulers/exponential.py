@@ -6,38 +6,53 @@ solution, and only the model's output (clean latents or noise) needs a polynomia
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from retouch.schedulers.noise_schedule import (
+    Settings,
     chosen_sigma_spacing,
     limited_original,
     predicted_noise,
     predicted_original,
     respaced_sigmas,
-    spaced_timesteps,
 )
 from retouch.schedulers.plan import Step, UnitVarianceSigmaPlan
-from retouch.schedulers.scheduler import SigmaScheduler, Timesteps
+from retouch.schedulers.scheduler import SigmaScheduler
+
+# The reference runs flow-matching models through these classes too. We do not, and refuse it by name.
+FLOW: Settings = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+FLOW_CHOICES: Settings = {"use_flow_sigmas": (False,), "use_dynamic_shifting": (False,)}
 
 
 class ExponentialPlan(UnitVarianceSigmaPlan):
-    predicts_original: bool  # the model's output is taken as clean latents (else as noise)
+    @property
+    @abstractmethod
+    def predicts_original(self) -> bool:
+        """Whether the model's output is taken as clean latents; else, as noise."""
 
     def forget(self) -> None:
         self.outputs: dict[int, Tensor] = {}  # the latest, by position in the schedule
 
     @cached_property
     def lambdas(self) -> Tensor:
-        return -self.sigmas.log()
+        signal, noise = self.signal_and_noise(self.sigmas)
+        return signal.log() - noise.log()
 
     def remember(self, step: Step, output: Tensor) -> None:
         self.outputs[step.index] = output
-        if len(self.outputs) > self.settings["solver_order"]:
+        # One more than the order: UniPC's corrector starts from the level before.
+        if len(self.outputs) > self.settings["solver_order"] + 1:
             del self.outputs[min(self.outputs)]
 
     def output(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -72,38 +87,31 @@ class ExponentialPlan(UnitVarianceSigmaPlan):
         and the difference quotient of the output over that distance."""
         way, output = self.lambdas[end] - self.lambdas[start], self.outputs[start]
         distances = [(node, (self.lambdas[node] - self.lambdas[start]) / way) for node in nodes]
-        return [(distance, (self.outputs[node] - output) / distance) for node, distance in distances]
+        return [(distance, (1 / distance) * (self.outputs[node] - output)) for node, distance in distances]
 
 
 class ExponentialScheduler(SigmaScheduler):
-    plan_class: type[ExponentialPlan]
+    plan_class: ClassVar[type[ExponentialPlan]]
 
     @property
-    def last_timestep(self) -> int:
+    def timestep_end(self) -> int:
         """One above the highest timestep that a run may start from."""
         return len(self)
 
     def levels(
-        self, steps: int | None, timesteps: Timesteps | None, sigmas: Timesteps | None
+        self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
     ) -> tuple[np.ndarray, ...]:
         schedule, spacing = self.noise_schedule, chosen_sigma_spacing(self.settings)
         if timesteps is not None:
-            self.refuse_spacing_with_timesteps()
+            self._refuse_two_spacings()
             chosen = np.asarray(timesteps).astype(np.int64)
         else:
             assert steps is not None
-            chosen = spaced_timesteps(
-                self.settings.get("timestep_spacing", "linspace"),
-                steps,
-                len(self),
-                offset=self.settings["steps_offset"],
-                drop_last=True,
-                end=self.last_timestep,
-            )
+            chosen = self.space_timesteps(steps, drop_last=True, end=self.timestep_end)
         if spacing is None:
             levels = schedule.sigmas_at(chosen)
         else:
-            # Over the whole of training: the timesteps above do not matter here.
+            # Over the whole of training, whatever the timestep spacing leaves out at the ends.
             assert steps is not None
             levels = respaced_sigmas(self.settings, schedule.sigmas[::-1], steps)
             chosen = self.rounded(schedule.timesteps_at(levels), spacing)

@@ -4,7 +4,7 @@ the slope at its end. Two model evaluations for each step, and one for the last.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +16,7 @@ from retouch.schedulers.noise_schedule import (
     predicted_original_at_sigma,
 )
 from retouch.schedulers.plan import SigmaPlan, Step
-from retouch.schedulers.scheduler import SigmaScheduler, Timesteps
+from retouch.schedulers.scheduler import SigmaScheduler
 
 
 class HeunPlan(SigmaPlan):
@@ -26,7 +26,7 @@ class HeunPlan(SigmaPlan):
         self.halfway: tuple[Tensor, Tensor] | None = None  # where the step began, and its slope there
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        sigma, latents = self.sigmas[step.index], latents.float()
+        sigma = self.sigmas[step.index]
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
         original = limited_original(original, self.settings)
         slope = (latents - original) / sigma
@@ -37,7 +37,7 @@ class HeunPlan(SigmaPlan):
             start, first_slope = self.halfway
             self.halfway = None
             moved = start + (first_slope + slope) / 2 * (sigma - self.sigmas[step.index - 1])
-        return moved.to(prediction.dtype), original
+        return moved, original
 
 
 class HeunDiscreteScheduler(SigmaScheduler):
@@ -55,10 +55,8 @@ class HeunDiscreteScheduler(SigmaScheduler):
     }
     choices: ClassVar[Settings] = {"beta_schedule": (*BETA_SCHEDULES, "exp")}
 
-    def levels(
-        self, steps: int | None, timesteps: Timesteps | None, sigmas: Timesteps | None
-    ) -> tuple[np.ndarray, ...]:
-        chosen, levels = super().levels(steps, timesteps, sigmas)
+    def levels(self, *request: Any) -> tuple[np.ndarray, ...]:
+        chosen, levels = super().levels(*request)
         # The second evaluation of a step happens at the level where the next step starts.
         return (
             np.concatenate([chosen[:1], chosen[1:].repeat(2)]),

@@ -20,7 +20,7 @@ from retouch.schedulers.noise_schedule import (
     predicted_original_at_sigma,
 )
 from retouch.schedulers.plan import SigmaPlan, Step
-from retouch.schedulers.scheduler import SigmaScheduler, Timesteps
+from retouch.schedulers.scheduler import SigmaScheduler
 
 
 class KDPM2Plan(SigmaPlan):
@@ -51,7 +51,7 @@ class KDPM2Plan(SigmaPlan):
         return latents / (self.input_sigmas[step.index] ** 2 + 1) ** 0.5
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        sigma, latents = self.input_sigmas[step.index], latents.float()
+        sigma = self.input_sigmas[step.index]
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
         slope = (latents - original) / sigma
         if self.start_of_step is None:
@@ -60,7 +60,7 @@ class KDPM2Plan(SigmaPlan):
         else:
             start, self.start_of_step = self.start_of_step, None
             moved = self.whole_step(start, slope, step, prediction)
-        return moved.to(prediction.dtype), original
+        return moved, original
 
     def whole_step(self, start: Tensor, slope: Tensor, step: Step, prediction: Tensor) -> Tensor:
         return start + slope * (self.sigmas[step.index] - self.sigmas[step.index - 1])
@@ -84,16 +84,14 @@ class KDPM2DiscreteScheduler(SigmaScheduler):
         "timestep_spacing": "linspace",
     }
 
-    def levels(
-        self, steps: int | None, timesteps: Timesteps | None, sigmas: Timesteps | None
-    ) -> tuple[np.ndarray, ...]:
-        chosen, levels = super().levels(steps, timesteps, sigmas)
+    def levels(self, *request: Any) -> tuple[np.ndarray, ...]:
+        chosen, levels = super().levels(*request)
         if chosen_sigma_spacing(self.settings) == "use_karras_sigmas":
             chosen = chosen.round()
         levels = levels.astype(np.float32)
         middles = self.middles(torch.from_numpy(levels[:-1])).numpy()
         return (
-            _alternating(chosen, self.noise_schedule.timesteps_at(middles).astype(np.float32)),
+            _alternating(chosen, self.noise_schedule.timesteps_at(middles, np.float32)),
             np.concatenate([levels[:1], levels[1:-1].repeat(2), levels[-1:]]),
             np.append(_alternating(levels[:-1], middles), levels[-1]),
         )

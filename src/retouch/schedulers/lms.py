@@ -18,7 +18,6 @@ class LMSPlan(SigmaPlan):
         self.slopes: list[Tensor] = []  # the latest first
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        latents = latents.float()
         sigma = self.sigmas[step.index]
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
         self.slopes = [(latents - original) / sigma, *self.slopes[: MOST_SLOPES - 1]]
@@ -28,7 +27,7 @@ class LMSPlan(SigmaPlan):
         degree = min(step.index + 1, MOST_SLOPES)
         weights = self.weights(step.index, degree)
         change = sum(weight * slope for weight, slope in zip(weights, self.slopes, strict=False))
-        return (latents + change).to(prediction.dtype), original
+        return latents + change, original
 
     def weights(self, index: int, degree: int) -> list[float]:
         """What each of the latest slopes adds to a step: integrals of the Lagrange polynomials over it."""

@@ -92,15 +92,18 @@ class NoiseSchedule:
         """Sigmas at timesteps that may lie between two training timesteps, float64."""
         return np.interp(timesteps, np.arange(len(self.sigmas)), self.sigmas)
 
-    def timesteps_at(self, sigmas: np.ndarray) -> np.ndarray:
-        """Where on the training schedule these sigmas lie: linear in log sigma between two timesteps."""
+    def timesteps_at(self, sigmas: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+        """Where on the training schedule these sigmas lie: linear in log sigma between two timesteps.
+
+        In float64, or in the `dtype` that the reference finds them in.
+        """
         log_sigmas = np.log(np.maximum(sigmas, 1e-10))
         # Not searchsorted: this is the last training sigma that is not above, whatever order they have.
         below = log_sigmas >= self.log_sigmas[:, np.newaxis]
         low = np.cumsum(below, axis=0).argmax(axis=0).clip(max=len(self.log_sigmas) - 2)
         left, right = self.log_sigmas[low], self.log_sigmas[low + 1]
         weight = np.clip((left - log_sigmas) / (left - right), 0, 1)
-        return (1 - weight) * low + weight * (low + 1)
+        return (1 - weight) * low.astype(dtype) + weight * (low + 1).astype(dtype)
 
     def mix(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The original noised to these integer timesteps, one for all rows or one per row."""
@@ -155,8 +158,14 @@ def karras_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
 
 
 def exponential_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
-    """Evenly spaced in log sigma; with rho 1, this is also Lu's spacing (`use_lu_lambdas`)."""
+    """Evenly spaced in log sigma."""
     return np.exp(np.linspace(math.log(highest), math.log(lowest), steps))
+
+
+def lu_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
+    """The same, found by other roundings: evenly spaced in lambda (arXiv:2206.00927)."""
+    high, low = np.log(np.array([highest, lowest], dtype=np.float32)).tolist()
+    return np.exp(high + np.linspace(0, 1, steps) * (low - high))
 
 
 def beta_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
@@ -175,7 +184,7 @@ _SIGMA_SPACINGS = {
     "use_karras_sigmas": karras_sigmas,
     "use_exponential_sigmas": exponential_sigmas,
     "use_beta_sigmas": beta_sigmas,
-    "use_lu_lambdas": exponential_sigmas,
+    "use_lu_lambdas": lu_sigmas,
 }
 
 
@@ -233,6 +242,15 @@ def predicted_original_at_sigma(kind: str, prediction: Tensor, latents: Tensor, 
     if kind == "sample":
         return prediction
     return prediction * (-sigma / (sigma**2 + 1) ** 0.5) + latents / (sigma**2 + 1)
+
+
+def ancestral_sigmas(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """Where an ancestral step goes down to, and how much noise brings it back up to `sigma_next`."""
+    up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+    # This is (sigma_next**2 / sigma)**2, found with the reference's rounding. From the sigmas in thousands
+    # of a cosine schedule, that can fall below zero, and the reference's picture to NaN.
+    square = sigma_next**2 - up**2
+    return torch.where(square > 0, square**0.5, sigma_next**2 / sigma), up
 
 
 def limited_original(original: Tensor, settings: Settings) -> Tensor:
