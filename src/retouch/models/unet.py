@@ -65,7 +65,7 @@ class UNet2DConditionConfig(Config):
     cross_attention_dim: int | tuple[int, ...] = 1280
     only_cross_attention: bool | tuple[bool, ...] = False
     use_linear_projection: bool = False
-    # Without effect: the fused attention kernels keep the softmax in float32 by themselves.
+    # Without effect, as in the reference: fused attention keeps its softmax in float32 by itself.
     upcast_attention: bool | None = False
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None

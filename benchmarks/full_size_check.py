@@ -1,0 +1,284 @@
+"""Are the full-size networks the reference's? Seeded random weights, saved by it, loaded strictly by us.
+
+Each network is built and saved by the reference library (a development dependency), then loaded and run
+once by it and once by us, every time in a process of its own, so that only one is in memory and each has its
+own peak. Exits with 1 if the outputs differ by more than rounding.
+
+    python benchmarks/full_size_check.py --family sd15-inpainting --threads 2 --output result.json
+
+It needs disk for the weights (4 GB for SD 1.5) in the temporary folder, or in --folder, which is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Part = Literal["unet", "vae"]
+Library = Literal["reference", "ours"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published checkpoint: its two config.json files, and the inputs of one run."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    dtype: torch.dtype
+    latent_side: int
+    text_shape: tuple[int, int]
+    tolerance: float  # of the largest difference, relative to the largest value
+
+    def inputs(self, part: Part, seed: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(1, *shape, generator=generator).to(self.dtype)
+
+        side = self.latent_side
+        if part == "vae":
+            return {"z": draw(self.vae["latent_channels"], side, side)}
+        return {
+            "sample": draw(self.unet["in_channels"], side, side),
+            "timestep": torch.tensor(501),
+            "encoder_hidden_states": draw(*self.text_shape),
+        }
+
+
+FAMILIES = {
+    "sd15-inpainting": Family(
+        unet={
+            "act_fn": "silu",
+            "attention_head_dim": 8,
+            "block_out_channels": [320, 640, 1280, 1280],
+            "center_input_sample": False,
+            "cross_attention_dim": 768,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "downsample_padding": 1,
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "in_channels": 9,
+            "layers_per_block": 2,
+            "mid_block_scale_factor": 1,
+            "norm_eps": 1e-05,
+            "norm_num_groups": 32,
+            "out_channels": 4,
+            "sample_size": 64,
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        },
+        vae={
+            "act_fn": "silu",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "in_channels": 3,
+            "latent_channels": 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "out_channels": 3,
+            "sample_size": 512,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+        },
+        dtype=torch.float32,
+        latent_side=64,
+        text_shape=(77, 768),
+        tolerance=1e-4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process saw of one network."""
+
+    parameters: int
+    load_seconds: float
+    run_seconds: float
+    gigabytes_before: float  # the interpreter and its libraries
+    gigabytes_after_load: float
+    gigabytes_at_peak: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    part: Part
+    reference: Measured
+    ours: Measured
+    max_difference: float
+    relative_difference: float
+    psnr: float | None  # dB, against the largest value; None when all values are equal
+    is_close: bool
+
+
+def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> None:
+    """Let the reference make and save a network none of whose layers can be skipped unseen."""
+    import diffusers
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    if part == "unet":
+        model = diffusers.UNet2DConditionModel.from_config(family.unet)
+    else:
+        model = diffusers.AutoencoderKL.from_config(family.vae)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                centre, spread = (0.0, 0.1) if name.endswith("bias") else (1.0, 0.2)
+                parameter.normal_(centre, spread)
+            elif not parameter.any():
+                parameter.normal_(0.0, 0.05)
+    if family.dtype != torch.float32:
+        model.to(family.dtype)
+    model.save_pretrained(folder / part)
+
+
+def measure(family: Family, part: Part, library: Library, folder: Path, seed: int, threads: int) -> Measured:
+    """Load a saved network and run it once; the output goes to a file."""
+    torch.set_num_threads(threads)
+    if library == "reference":
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+    else:
+        from retouch.models.autoencoder import AutoencoderKL
+        from retouch.models.unet import UNet2DConditionModel
+    # Whoever comes second must not find the file in the system's cache where the first did not.
+    for file in (folder / part).iterdir():
+        with file.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
+    before = peak_gigabytes()
+    start = time.perf_counter()
+    if part == "unet":
+        model = UNet2DConditionModel.from_pretrained(folder / part, torch_dtype=family.dtype)
+    else:
+        model = AutoencoderKL.from_pretrained(folder / part, torch_dtype=family.dtype)
+    loaded = time.perf_counter()
+    after_load = peak_gigabytes()
+    run = model if part == "unet" else model.decode
+    with torch.inference_mode():
+        output = run(**family.inputs(part, seed)).sample
+    finished = time.perf_counter()
+    torch.save(output, folder / f"{part}-{library}.pt")
+    return Measured(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        load_seconds=loaded - start,
+        run_seconds=finished - loaded,
+        gigabytes_before=before,
+        gigabytes_after_load=after_load,
+        gigabytes_at_peak=peak_gigabytes(),
+    )
+
+
+def peak_gigabytes() -> float:
+    """The most memory that this process has held, mapped files included."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def compare(family: Family, part: Part, reference: Measured, ours: Measured, folder: Path) -> Comparison:
+    results = [torch.load(folder / f"{part}-{library}.pt") for library in ("reference", "ours")]
+    theirs, mine = (result.double() for result in results)
+    peak = theirs.abs().max().item()
+    difference = (theirs - mine).abs().max().item()
+    error = (theirs - mine).square().mean().item()
+    is_sound = (
+        bool(mine.isfinite().all()) and mine.shape == theirs.shape and theirs.std().item() > 1e-3 * peak
+    )
+    return Comparison(
+        part=part,
+        reference=reference,
+        ours=ours,
+        max_difference=difference,
+        relative_difference=difference / peak,
+        psnr=10 * math.log10(peak**2 / error) if error else None,
+        is_close=is_sound and difference <= family.tolerance * peak,
+    )
+
+
+def alone(function: Any, *args: Any) -> Any:
+    """Call in a fresh process, whose memory is given back afterwards."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def check(family: Family, folder: Path, seed: int, threads: int) -> list[Comparison]:
+    comparisons = []
+    for part in ("unet", "vae"):
+        alone(build, family, part, folder, seed, threads)
+        reference, ours = (
+            alone(measure, family, part, library, folder, seed, threads) for library in ("reference", "ours")
+        )
+        comparisons.append(compare(family, part, reference, ours, folder))
+        print(describe(comparisons[-1]), flush=True)
+    return comparisons
+
+
+def describe(result: Comparison) -> str:
+    psnr = "all values equal" if result.psnr is None else f"PSNR {result.psnr:.1f} dB"
+    lines = [
+        f"{result.part}: {result.ours.parameters / 1e6:.1f} M parameters; "
+        f"max difference {result.max_difference:.2e} (relative {result.relative_difference:.2e}), "
+        f"{psnr}: {'ok' if result.is_close else 'NOT CLOSE'}"
+    ]
+    for name, seen in (("reference", result.reference), ("ours", result.ours)):
+        lines.append(
+            f"  {name:<9}  load {seen.load_seconds:6.2f} s  run {seen.run_seconds:6.2f} s  memory "
+            f"{seen.gigabytes_before:.2f} GB before, {seen.gigabytes_after_load:.2f} after loading, "
+            f"{seen.gigabytes_at_peak:.2f} at peak"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=FAMILIES, default="sd15-inpainting")
+    parser.add_argument(
+        "--folder", type=Path, help="where the weights go and stay (default: a temporary one)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    print(f"{args.family} on {machine()}, {args.threads} threads", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        comparisons = check(FAMILIES[args.family], folder, args.seed, args.threads)
+    if args.output:
+        figures = {
+            "family": args.family,
+            "machine": machine(),
+            "threads": args.threads,
+            "load_average": os.getloadavg(),  # above the threads' number, the seconds mean little
+            "parts": [asdict(comparison) for comparison in comparisons],
+        }
+        args.output.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if all(comparison.is_close for comparison in comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
