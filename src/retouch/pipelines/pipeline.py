@@ -178,6 +178,11 @@ class Pipeline(ABC):
         models = (parameter for module in self._modules().values() for parameter in module.parameters())
         return next((model.dtype for model in models if model.is_floating_point()), torch.float32)
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={type(part).__name__}" for name, part in self.components.items() if part)
+        source = f"{self._source!r}, " if self._source else ""
+        return f"{type(self).__name__}({source}{parts}, device={self.device}, dtype={self.dtype})"
+
     def start(self, *args: Any, **kwargs: Any) -> Run:
         """Begin a call with the arguments of `__call__`: iterate it step by step, then take `result()`."""
         return Run(self, self.task, self.task.bind(args, kwargs))
