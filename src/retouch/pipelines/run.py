@@ -250,6 +250,14 @@ class Run:
         pictures, pipeline = self.pictures, self.pipeline
         if pictures.mask is None:
             return None, None
+        repaint = self._shrunk(pictures.mask)
+        if not repaint.any():
+            warnings.warn(
+                f"The hole is so small that it falls between the latents, each of which is "
+                f"{pipeline.vae_scale_factor} pixels wide: next to nothing will be repainted. Give "
+                f"padding_mask_crop=32 to work on the hole at full size, or a larger mask.",
+                stacklevel=2,
+            )
         channels = None
         if pipeline.joins_mask:
             channels = pipeline.joined_channels(self._shrunk(pictures.hard_mask), self._masked_latents())
@@ -260,7 +268,7 @@ class Run:
             self._draw(self._latent_shape(self.rows if several else count))
         region = None
         if original is not None and (pipeline.keeps_original or pictures.is_soft):
-            region = Region(original, self._shrunk(pictures.mask), noise)
+            region = Region(original, repaint, noise)
         return channels, region
 
     def _shrunk(self, mask: Tensor) -> Tensor:
