@@ -1,0 +1,228 @@
+"""One training loop for every network: resumable at any kill, pausable, deterministic per step.
+
+A step depends on the weights and on its own number only, so a run that was stopped and resumed ends with the
+same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from training.state import load_tensors, save_tensors
+
+SAVE_EVERY = 180.0  # seconds; what a kill can cost
+WRITE_EVERY = 50  # steps between lines of the log
+
+
+class Stopped(Exception):
+    """Asked to stop; everything is saved."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A short warm-up, a flat stretch, and a straight way down over the last part."""
+
+    steps: int
+    peak: float
+    warmup: int = 100
+    decay: float = 0.5  # the share of the steps over which the rate falls
+
+    def rate(self, step: int) -> float:
+        left = (self.steps - step) / max(1, round(self.steps * self.decay))
+        return self.peak * min(1.0, (step + 1) / self.warmup, 0.01 + 0.99 * left)
+
+
+class Interrupt:
+    """Turns SIGTERM and SIGINT into a request that the loop answers between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+
+
+def wait_while_paused(state: Path, interrupt: Interrupt | None = None) -> None:
+    while is_paused(state) and not (interrupt and interrupt.requested):
+        time.sleep(1)
+
+
+def is_paused(state: Path) -> bool:
+    return (state / "pause").exists()
+
+
+class Loop:
+    def __init__(
+        self,
+        state: Path,
+        stage: str,
+        network: nn.Module,
+        schedule: Schedule,
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.999,
+        seed: int = 0,
+        device: str = "cpu",
+        interrupt: Interrupt | None = None,
+    ):
+        state.mkdir(parents=True, exist_ok=True)
+        self.state, self.stage, self.schedule = state, stage, schedule
+        self.network = network.to(device)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._averaged = [
+            mean
+            for mean, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True)
+            if parameter.requires_grad
+        ]
+        self.optimiser = torch.optim.AdamW(self.parameters, schedule.peak, betas, weight_decay=weight_decay)
+        self.ema_decay, self.seed, self.device = ema_decay, seed, device
+        self.interrupt = interrupt
+        self.step = 0
+        self.seconds = 0.0  # of work, over all runs
+        self.threads = Threads() if device == "cpu" else None
+        self._resume()
+
+    @property
+    def file(self) -> Path:
+        return self.state / f"{self.stage}.state"
+
+    @property
+    def log(self) -> Path:
+        return self.state / f"{self.stage}.jsonl"
+
+    def run(
+        self,
+        loss_at: Callable[[int, Generator], Tensor],
+        measure: Callable[[], dict[str, float]] | None = None,
+        measure_every: int = 1000,
+    ) -> nn.Module:
+        """Trains to the end of the schedule; returns the averaged network."""
+        started, saved, losses = time.monotonic(), time.monotonic(), []
+        first = self.step
+        while self.step < self.schedule.steps:
+            if is_paused(self.state):
+                self.seconds += time.monotonic() - started
+                self._save()
+                wait_while_paused(self.state, self.interrupt)
+                started, first = time.monotonic(), self.step
+            if self.interrupt and self.interrupt.requested:
+                self.seconds += time.monotonic() - started
+                self._save()
+                raise Stopped(f"{self.stage} stopped at step {self.step} of {self.schedule.steps}")
+            if self.threads:
+                self.threads.before_step()
+            losses.append(self._advance(loss_at))
+            now = time.monotonic()
+            if self.step % WRITE_EVERY == 0:
+                line = dict(step=self.step, loss=round(sum(losses) / len(losses), 5))
+                line["rate"] = round(self.schedule.rate(self.step), 7)
+                line["hours"] = round((self.seconds + now - started) / 3600, 3)
+                line["steps_per_second"] = round((self.step - first) / (now - started), 3)
+                losses.clear()
+                if measure and (self.step % measure_every == 0 or self.step == self.schedule.steps):
+                    line.update(measure())
+                self._write(line)
+            if now - saved > SAVE_EVERY:
+                self.seconds += now - started
+                self._save()
+                started, saved, first = now, time.monotonic(), self.step
+        self.seconds += time.monotonic() - started
+        self._save()
+        return self.average
+
+    def _advance(self, loss_at: Callable[[int, Generator], Tensor]) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        generator = Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        loss = loss_at(self.step, generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averaged, self.parameters, 1 - decay)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise SystemExit(
+                f"{self.stage}: the loss at step {self.step} is {value}. The state on disk is from before: "
+                "run again, and if it happens again lower the rate."
+            )
+        return value
+
+    def _save(self) -> None:
+        save_tensors(
+            self.file,
+            dict(
+                network=self.network.state_dict(),
+                average=self.average.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                step=self.step,
+                seconds=self.seconds,
+            ),
+        )
+
+    def _resume(self) -> None:
+        if not self.file.exists():
+            return
+        saved = load_tensors(self.file)
+        self.network.load_state_dict(saved["network"])
+        self.average.load_state_dict(saved["average"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        # Lines written after the state was saved will be written again.
+        if self.log.exists():
+            lines = self.log.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            self.log.write_text("".join(line + "\n" for line in kept))
+
+    def _write(self, line: dict[str, float]) -> None:
+        with open(self.log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Threads:
+    """One thread or all of them, whichever is faster now.
+
+    Threads wait for each other at every layer: beside other work, two are several times
+    slower than one.
+    """
+
+    TRIAL, KEEP = 3, 120  # steps
+
+    def __init__(self) -> None:
+        self.choices = [1, os.cpu_count() or 1] if not os.environ.get("OMP_NUM_THREADS") else []
+        self.clock = 0
+        self.times: dict[int, float] = {}
+        self.mark = 0.0
+
+    def before_step(self) -> None:
+        if len(set(self.choices)) < 2:
+            return
+        phase, within = divmod(self.clock, self.TRIAL + 1)
+        if phase <= len(self.choices) and within == 0:
+            now = time.monotonic()
+            if phase:
+                self.times[self.choices[phase - 1]] = now - self.mark
+            if phase < len(self.choices):
+                torch.set_num_threads(self.choices[phase])
+            else:
+                torch.set_num_threads(min(self.times, key=lambda count: self.times[count]))
+            self.mark = now
+        self.clock = 0 if self.clock >= self.KEEP else self.clock + 1

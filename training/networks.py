@@ -1,0 +1,42 @@
+"""The networks of the built-in checkpoint: small configurations of the ordinary classes."""
+
+from __future__ import annotations
+
+from retouch.models.autoencoder import AutoencoderKL
+from retouch.models.unet import UNet2DConditionModel
+
+LATENT_CHANNELS = 4
+FACTOR = 8
+
+
+def make_autoencoder(size: int = 128, widths: tuple[int, ...] = (24, 48, 96, 128)) -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=size,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,  # the latents are whitened inside (see train_vae.py)
+        force_upcast=False,
+    )
+
+
+def make_unet(
+    size: int = 128, channels: int = LATENT_CHANNELS, widths: tuple[int, ...] = (96, 160, 224)
+) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=size // FACTOR,
+        in_channels=channels,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )

@@ -1,0 +1,156 @@
+"""Trains the two UNets: the regular one together with the text encoder, then from it the one for inpainting.
+
+The inpainting UNet is the regular one with five more input channels (the hole and the masked picture) whose
+weights start at zero, trained on with the text encoder as it is: both UNets share it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from retouch.models.unet import UNet2DConditionModel
+from retouch.schedulers.ddim import DDIMScheduler
+from training.latents import Latents
+from training.loop import Interrupt, Loop, Schedule
+from training.networks import LATENT_CHANNELS, make_unet
+from training.samples import Grid
+from training.state import save_folder
+from training.text import make_text_encoder, make_tokenizer, tokenize
+
+BATCH = 32
+MEASURE_EVERY = 1000
+OUTSIDE = 0.1  # the weight of what is kept anyway
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Zero terminal signal-to-noise: the first step starts from noise alone, as in training."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,  # no effect with this spacing; pipelines warn of 0 as a mark of old files
+    )
+
+
+class TextToNoise(nn.Module):
+    """The UNet and the text encoder, trained as one."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, self.text(tokens)[0]).sample
+
+
+def train_regular(
+    state: Path, steps: int, size: int = 128, device: str = "cpu", interrupt: Interrupt | None = None
+) -> None:
+    torch.manual_seed(1)
+    latents = Latents.load(state)
+    tokenizer = make_tokenizer(state / "tokenizer")
+    tokens = tokenize(tokenizer, latents.captions)
+    network = TextToNoise(make_unet(size), make_text_encoder(tokenizer))
+    network.unet.to(memory_format=torch.channels_last)
+    loop = _loop(state, "regular", network, steps, device, interrupt)
+    noise_schedule = make_scheduler().noise_schedule
+
+    def loss_at(step: int, generator: Generator) -> Tensor:
+        rows = _batch(len(latents.whole), step)
+        whole = latents.whole[rows].float().to(device)
+        noise = torch.randn(whole.shape, generator=generator).to(device)
+        timesteps = _stratified(len(rows), generator)
+        noisy = noise_schedule.mix(whole, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        words = tokens[latents.caption_of[rows]].to(device)
+        with torch.autocast(device, torch.bfloat16):
+            answer = loop.network(noisy, timesteps.to(device), words)
+        return F.mse_loss(answer.float(), noise_schedule.velocity(whole, noise, timesteps))
+
+    grid = Grid(state, "regular", size, device)
+
+    def measure() -> dict[str, float]:
+        return grid(loop.average.unet, loop.average.text, tokenizer, make_scheduler())
+
+    average = loop.run(loss_at, measure, MEASURE_EVERY)
+    save_folder(state / "text_encoder", average.text.save_pretrained)
+    save_folder(
+        state / "unet_regular", average.unet.save_pretrained
+    )  # last: it says that the stage is complete
+
+
+def train_inpainting(
+    state: Path, steps: int, size: int = 128, device: str = "cpu", interrupt: Interrupt | None = None
+) -> None:
+    torch.manual_seed(2)
+    latents = Latents.load(state)
+    tokenizer = CLIPTokenizer.from_pretrained(state / "tokenizer")
+    text = CLIPTextModel.from_pretrained(state / "text_encoder").to(device).eval()
+    with torch.no_grad():
+        parts = [text(part.to(device))[0] for part in tokenize(tokenizer, latents.captions).split(256)]
+    words = torch.cat(parts)
+    unet = widen(UNet2DConditionModel.from_pretrained(state / "unet_regular"), size)
+    loop = _loop(state, "inpainting", unet.to(memory_format=torch.channels_last), steps, device, interrupt)
+    noise_schedule = make_scheduler().noise_schedule
+
+    def loss_at(step: int, generator: Generator) -> Tensor:
+        rows = _batch(len(latents.whole), step)
+        whole, masked, holes = (
+            part[rows].float().to(device) for part in (latents.whole, latents.masked, latents.holes)
+        )
+        noise = torch.randn(whole.shape, generator=generator).to(device)
+        timesteps = _stratified(len(rows), generator)
+        noisy = torch.cat([noise_schedule.mix(whole, noise, timesteps), holes, masked], 1)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            answer = loop.network(noisy, timesteps.to(device), words[latents.caption_of[rows]]).sample
+        error = (answer.float() - noise_schedule.velocity(whole, noise, timesteps)).square()
+        weight = OUTSIDE + (1 - OUTSIDE) * F.max_pool2d(holes, 3, 1, 1)
+        return (error * weight).sum() / (weight.sum() * LATENT_CHANNELS)
+
+    grid = Grid(state, "inpainting", size, device)
+
+    def measure() -> dict[str, float]:
+        return grid(loop.average, text, tokenizer, make_scheduler())
+
+    save_folder(state / "unet", loop.run(loss_at, measure, MEASURE_EVERY).save_pretrained)
+
+
+def widen(regular: UNet2DConditionModel, size: int) -> UNet2DConditionModel:
+    """The same network with the hole and the masked picture as further inputs, which change nothing yet."""
+    wide = make_unet(size, 2 * LATENT_CHANNELS + 1, regular.config.block_out_channels)
+    weights = dict(regular.state_dict())
+    first = torch.zeros_like(wide.conv_in.weight)
+    first[:, :LATENT_CHANNELS] = weights["conv_in.weight"]
+    wide.load_state_dict({**weights, "conv_in.weight": first})
+    return wide
+
+
+def _loop(
+    state: Path, stage: str, network: nn.Module, steps: int, device: str, interrupt: Interrupt | None
+) -> Loop:
+    ema = 0.9995 if steps > 20_000 else 0.998
+    schedule = Schedule(steps, peak=1e-3, decay=0.5)
+    return Loop(state, stage, network, schedule, ema_decay=ema, device=device, interrupt=interrupt)
+
+
+def _batch(count: int, step: int) -> Tensor:
+    """Rows of this step: each pass over the samples in an order of its own."""
+    per_pass = count // BATCH
+    number, within = divmod(step, per_pass)
+    order = torch.randperm(count, generator=Generator().manual_seed(number))
+    return order[within * BATCH : (within + 1) * BATCH]
+
+
+def _stratified(count: int, generator: Generator) -> Tensor:
+    """Timesteps that cover the schedule evenly in every batch."""
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (places * 1000).long().clamp(max=999)
