@@ -56,6 +56,15 @@ class LatentDiffusion(Pipeline):
                 f"regular checkpoint for {self.task.name}."
             )
 
+        expected = self.unet.config.cross_attention_dim
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            embeds = getattr(request, name)
+            if embeds is not None and isinstance(expected, int) and embeds.shape[-1] != expected:
+                raise InputError(
+                    f"{name} is {embeds.shape[-1]} wide, and this UNet reads text of width {expected}. Make "
+                    "it with the encode_prompt of a pipeline of this family."
+                )
+
     def guidance_input(self, rows: int, scale: float, like: Tensor) -> dict[str, Tensor]:
         """The scale as a distilled model wants it; nothing for the others."""
         width = self.unet.config.time_cond_proj_dim

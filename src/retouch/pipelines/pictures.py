@@ -105,8 +105,8 @@ def prepare(
     if len(set(sizes)) > 1 and (request.height is None or request.width is None):
         found = ", ".join(sorted(f"{width}x{height}" for height, width in set(sizes)))
         raise InputError(
-            f"The pictures of one batch have different sizes ({found}). Give height and width to bring them "
-            f"to one size, or call once for each size."
+            f"The pictures of one batch have different sizes ({found}). Resize them to one size, "
+            "or call once for each; inpainting takes height and width for that."
         )
     own = sizes[0]
     height, width = (request.height or _filled(own[0], factor)), (request.width or _filled(own[1], factor))
@@ -148,6 +148,12 @@ def _readable(image: Any, latent_channels: int) -> Any:
                 f"image is a tensor of shape {tuple(image.shape)}; it takes (3, height, width) pixels in "
                 f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in "
                 "front."
+            )
+        if image.shape[0] == 4 and float(image.min()) >= 0 and 0 < float(image.max()) <= 1:
+            raise InputError(
+                f"image is a tensor of shape {tuple(image.shape)} with values from 0 to 1 only: a picture "
+                "with an alpha channel, which a model cannot see (latents have negative values, too). Drop "
+                "the alpha with image[:3]."
             )
         return image
     raise InputError(

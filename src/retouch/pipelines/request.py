@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -110,6 +112,12 @@ class Request:
                 f"padding_mask_crop pastes the result into the picture and so returns PIL, but "
                 f"output_type={self.output_type!r}. Drop one of the two."
             )
+        callback = self.callback_on_step_end
+        if callback is not None and not callable(callback):
+            raise InputError(
+                f"callback_on_step_end is a {type(callback).__name__}; it takes a function "
+                "callback(run, step_index, timestep, tensors)."
+            )
         known = (*LISTENABLE, *listenable)
         unknown = [name for name in self.listened if name not in known]
         if unknown:
@@ -124,6 +132,11 @@ def _check_prompts(request: Request) -> None:
         text, embeds = getattr(request, name), getattr(request, f"{name}_embeds")
         if text is not None and embeds is not None:
             raise InputError(f"Both {name} and {name}_embeds were given; they say the same thing. Give one.")
+        if embeds is not None and (not isinstance(embeds, Tensor) or embeds.ndim != 3):
+            raise InputError(
+                f"{name}_embeds is {_described(embeds)}; it takes a tensor of (prompts, tokens, width), as "
+                "encode_prompt makes it."
+            )
         is_texts = isinstance(text, Sequence) and bool(text) and all(isinstance(part, str) for part in text)
         if text is not None and not isinstance(text, str) and not is_texts:
             raise InputError(f"{name} is {text!r:.80}; it takes a string or a list of strings.")
@@ -146,26 +159,37 @@ def _check_prompts(request: Request) -> None:
         )
 
 
+def _described(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _check_numbers(request: Request, size_factor: int) -> None:
+    whole = {"num_inference_steps": 1, "num_images_per_prompt": 1, "padding_mask_crop": 0, "clip_skip": 0}
+    for name, least in {**whole, "height": size_factor, "width": size_factor}.items():
+        value = getattr(request, name)
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (is_whole and value >= least):
+            raise InputError(f"{name}={value!r} is not a whole number of {least} or more.")
+    for name in ("strength", "guidance_scale", "guidance_rescale", "eta"):
+        value = getattr(request, name)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise InputError(f"{name}={value!r} is not a finite number.")
     for name in ("height", "width"):
         value = getattr(request, name)
-        if value is not None and (value < size_factor or value % size_factor):
+        if value is not None and value % size_factor:
             nearest = max(size_factor, round(value / size_factor) * size_factor)
-            raise InputError(
-                f"{name}={value} is not a positive multiple of {size_factor}. The nearest is {nearest}."
-            )
+            raise InputError(f"{name}={value} is not a multiple of {size_factor}. The nearest is {nearest}.")
     if not 0 <= request.strength <= 1:
         raise InputError(f"strength={request.strength} is outside 0 to 1.")
-    for name in ("num_inference_steps", "num_images_per_prompt"):
-        value = getattr(request, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InputError(f"{name}={value!r} is not a whole number of 1 or more.")
     if request.timesteps is not None and request.sigmas is not None:
         raise InputError("Both timesteps and sigmas were given; each is a whole schedule. Give one.")
-    if request.padding_mask_crop is not None and request.padding_mask_crop < 0:
-        raise InputError(
-            f"padding_mask_crop={request.padding_mask_crop} is negative; give a margin in pixels."
-        )
+    source = request.generator
+    for each in source if isinstance(source, Sequence) else [source]:
+        if each is not None and not isinstance(each, torch.Generator):
+            raise InputError(
+                f"generator is {each!r:.80}; it takes a torch.Generator, or a list with one for each "
+                "picture. For a seed give torch.Generator().manual_seed(seed)."
+            )
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Run:
         self._cancelled = threading.Event()
         self._latents: Tensor | None = None
         self._pixels: Tensor | None = None
+        self._failure: BaseException | None = None
         self._progress = self._steps()
 
     def __getattr__(self, name: str) -> Any:
@@ -94,10 +95,24 @@ class Run:
                 f"{len(generator)} generators were given for {self.rows} pictures. Give one generator, or a "
                 "list with one for each picture (prompts x num_images_per_prompt)."
             )
+        for name, counts in (
+            ("latents", {self.rows}),
+            ("masked_image_latents", {1, self.prompts, self.rows}),
+        ):
+            given, fitting = getattr(self.request, name), self._latent_shape(self.rows)
+            if given is not None and (given.shape[0] not in counts or tuple(given.shape[1:]) != fitting[1:]):
+                raise InputError(
+                    f"{name} has the shape {tuple(given.shape)}, but this call makes {fitting}. Give a "
+                    "tensor of that shape, or the height and width that belong to it."
+                )
 
     def cancel(self) -> None:
         """Give up before the next step: the run raises Cancelled. Any thread may call this."""
         self._cancelled.set()
+
+    def _heed_cancel(self, done: int) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled(f"The run was cancelled after {done} of {self.num_timesteps} steps.")
 
     def stop(self) -> None:
         """Take no further step, and decode what there is."""
@@ -137,7 +152,14 @@ class Run:
 
     @torch.no_grad()  # around each step, not across a yield: there it would leak into the caller's code
     def __next__(self) -> Progress:
-        return next(self._progress)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return next(self._progress)
+        except (Exception, KeyboardInterrupt) as error:
+            if not isinstance(error, StopIteration):
+                self._failure = error  # else `result` would decode what is half done
+            raise
 
     @torch.no_grad()
     def result(self) -> Any:
@@ -158,6 +180,7 @@ class Run:
         self.num_timesteps = len(plan)
         latents, noise, original = self._first(plan)
         channels, region = self._mask_inputs(noise, original)
+        self._heed_cancel(0)
         with pipeline.placement.using("unet") as unet, pipeline.progress_bar(total=requested) as bar:
             predict = Predictor(unet, plan, self.guidance, self.guidance.pair(conditioning), channels)
             listener = Listener(self, predict, region)
@@ -171,8 +194,7 @@ class Run:
                     bar.update()
                 yield progress
                 self._latents = progress.latents
-                if self._cancelled.is_set():
-                    raise Cancelled(f"The run was cancelled after {done} of {len(plan)} steps.")
+                self._heed_cancel(done)
                 if self._interrupt:
                     return
 
@@ -202,7 +224,7 @@ class Run:
     def _first(self, plan: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """First latents, the noise in them, and the clean latents of the picture where they are needed."""
         pipeline, request, pictures = self.pipeline, self.request, self.pictures
-        given = None if request.latents is None else request.latents.to(pipeline.device)
+        given = None if request.latents is None else request.latents.to(pipeline.device, self.dtype)
         inpainting = pictures.mask is not None
         shape = self._latent_shape(self.rows)
         if request.starts_noisy:  # the picture is latents of an earlier stage
@@ -212,11 +234,6 @@ class Run:
         original: Tensor | None = None
         if not from_noise or (inpainting and (pipeline.keeps_original or pictures.is_soft)):
             original = self._encoded_picture()
-        if given is not None and tuple(given.shape) != shape:
-            raise InputError(
-                f"latents has the shape {tuple(given.shape)}, but this call makes {shape}. Give noise of "
-                "that shape, or height and width that belong to it."
-            )
         noise = self._draw(shape) if given is None else given
         return first_latents(plan, noise, None if from_noise else original), noise, original
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.run import Run
-from retouch.pipelines.text import encode, tokenize
+from retouch.pipelines.text import encode, matched, tokenize
 from retouch.sampling.conditioning import Conditioning
 
 
@@ -109,28 +109,24 @@ class StableDiffusion(LatentDiffusion):
     ) -> tuple[Tensor, Tensor | None]:
         """Text states of the prompts and, with guidance, of the negative ones (an empty text if none)."""
         with self.placement.using("text_encoder") as encoder:
+
+            def read(texts: Sequence[str], length: int, skipped: int | None = None) -> Tensor:
+                return encode(encoder, tokenize(self.tokenizer, texts, length).to(self.device), skipped)
+
             if prompt_embeds is None:
                 prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-                ids = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
-                prompt_embeds = encode(encoder, ids, clip_skip)
+                prompt_embeds = read(prompts, self.tokenizer.model_max_length, clip_skip)
             positive = prompt_embeds.to(self.device, encoder.dtype)
             negative = None
             if do_classifier_free_guidance:
-                if negative_prompt_embeds is None:
-                    against = (
-                        [negative_prompt or ""]
-                        if isinstance(negative_prompt, str | None)
-                        else negative_prompt
-                    )
-                    negative_prompt_embeds = encode(
-                        encoder, tokenize(self.tokenizer, against, positive.shape[1])
-                    )
-                negative = negative_prompt_embeds.to(positive)
-                if len(negative) != len(positive):
-                    negative = negative.repeat(len(positive) // len(negative), 1, 1)
-        each = num_images_per_prompt
-        return positive.repeat_interleave(each, 0), None if negative is None else negative.repeat_interleave(
-            each, 0
+                negative = negative_prompt_embeds
+                if negative is None:
+                    against = negative_prompt or ""
+                    negative = read([against] if isinstance(against, str) else against, positive.shape[1])
+                negative = matched(negative, positive)
+        rows = (positive, negative)
+        return tuple(  # type: ignore[return-value]
+            None if part is None else part.repeat_interleave(num_images_per_prompt, 0) for part in rows
         )
 
     def flag_unsafe(self, pixels: Tensor) -> list[bool] | None:

@@ -13,7 +13,7 @@ from retouch.errors import InputError
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.request import Request, argument
 from retouch.pipelines.run import Run
-from retouch.pipelines.text import tokenize
+from retouch.pipelines.text import layer_from_end, matched, tokenize
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.start import window
 from retouch.schedulers.plan import Plan
@@ -212,10 +212,7 @@ class StableDiffusionXL(LatentDiffusion):
                 negative, negative_pooled = self._read(
                     first, negative_prompt_2 or first, positive.shape[1], None
                 )
-            negative = negative.to(positive)
-            if len(negative) != len(positive):
-                negative = negative.repeat(len(positive) // len(negative), 1, 1)
-                negative_pooled = negative_pooled.repeat(len(positive) // len(negative_pooled), 1)
+            negative, negative_pooled = matched(negative, positive), matched(negative_pooled, pooled)
         each = num_images_per_prompt
         wanted = (positive, negative, pooled, negative_pooled)
         return tuple(None if part is None else part.repeat_interleave(each, 0) for part in wanted)  # type: ignore[return-value]
@@ -238,7 +235,7 @@ class StableDiffusionXL(LatentDiffusion):
             ids = tokenize(tokenizer, texts, length or tokenizer.model_max_length)
             with self.placement.using(encoder_name) as encoder:
                 output = encoder(ids.to(self.device), output_hidden_states=True)
-            states.append(output.hidden_states[-((clip_skip or 0) + 2)])
+            states.append(layer_from_end(output.hidden_states, (clip_skip or 0) + 1))
             pooled = output[0]
         if len({len(state) for state in states}) > 1:
             longest = max(len(state) for state in states)

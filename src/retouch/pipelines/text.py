@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retouch.errors import InputError
+
 # A fast tokenizer keeps its padding and truncation as state, and refuses a second thread meanwhile.
 _tokenizing = threading.Lock()
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     """Token ids, padded and cut to `length`; what is cut off is told."""
+    if length > tokenizer.model_max_length:
+        raise InputError(
+            f"prompt_embeds holds {length} tokens, and the text encoder reads {tokenizer.model_max_length}, "
+            "so no negative side of that length can be made. Give negative_prompt_embeds of the same length, "
+            "or guidance_scale=1."
+        )
     with _tokenizing:
         ids = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -34,12 +42,32 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
 
 def encode(text_encoder: Any, ids: Tensor, clip_skip: int | None = None) -> Tensor:
     """Text states of the last layer, or of the one that `clip_skip` names, normalised like the last."""
-    ids = ids.to(text_encoder.device)
     if clip_skip is None:
         return text_encoder(ids)[0]
     states = text_encoder(ids, output_hidden_states=True).hidden_states
     inner = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 has one more level
-    return inner.final_layer_norm(states[-(clip_skip + 1)])
+    return inner.final_layer_norm(layer_from_end(states, clip_skip))
+
+
+def layer_from_end(states: Sequence[Tensor], back: int) -> Tensor:
+    """The states `back` layers before the last."""
+    if back >= len(states):
+        raise InputError(
+            f"The text states {back} layers before the last are asked for, but the text encoder has "
+            f"{len(states) - 1} layers. Give a smaller clip_skip, usually 1 or 2, or leave it out."
+        )
+    return states[-(back + 1)]
+
+
+def matched(negative: Tensor, positive: Tensor) -> Tensor:
+    """Negative states for each positive row."""
+    if negative.shape[1:] != positive.shape[1:] or len(positive) % len(negative):
+        raise InputError(
+            f"The negative prompt's states have the shape {tuple(negative.shape)} and the prompt's "
+            f"{tuple(positive.shape)}. They must match in all but the first number, and hold one row for all "
+            "prompts or one for each. Pad the shorter text, or leave negative_prompt_embeds out."
+        )
+    return negative.to(positive).repeat(len(positive) // len(negative), *[1] * (positive.ndim - 1))
 
 
 def guidance_embedding(weights: Tensor, width: int) -> Tensor:

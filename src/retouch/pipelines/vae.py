@@ -19,15 +19,19 @@ def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = Fa
     With `upcast` a float32 copy of the VAE does it, for those that overflow in half precision.
     """
     dtype = pixels.dtype
+    several = isinstance(generator, Sequence)
+    sources = list(generator) if several else [generator]
+    rows = pixels.split(1)[: len(sources)] if several else [pixels]
     if upcast and vae.dtype != torch.float32:
-        vae, pixels = _float32_copy(vae), pixels.float()
-    if isinstance(generator, Sequence):
-        rows = zip(pixels.split(1), generator, strict=False)
-        latents = torch.cat([vae.encode(row).latent_dist.sample(source) for row, source in rows])
-    else:
-        latents = vae.encode(pixels).latent_dist.sample(generator)
-    mean, deviation = _statistics(vae, latents.to(dtype))
-    return (latents.to(dtype) - mean) * vae.config.scaling_factor / deviation
+        vae = _float32_copy(vae)
+    found = [vae.encode(row.to(vae.dtype)).latent_dist for row in rows]
+    if _overflowed(vae, *(part.mean for part in found)):  # before a random number is drawn
+        vae = _float32_copy(vae)
+        found = [vae.encode(row.float()).latent_dist for row in rows]
+    samples = [part.sample(source) for part, source in zip(found, sources, strict=False)]
+    latents = torch.cat(samples).to(dtype)
+    mean, deviation = _statistics(vae, latents)
+    return (latents - mean) * vae.config.scaling_factor / deviation
 
 
 def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
@@ -36,14 +40,20 @@ def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor
     latents = latents * deviation / vae.config.scaling_factor + mean
     if not upcast:
         pixels: Tensor = vae.decode(latents, return_dict=False)[0]
-        if vae.dtype == torch.float32 or bool(pixels.isfinite().all()):
+        if not _overflowed(vae, pixels):
             return pixels
-        warnings.warn(
-            f"The VAE overflowed in {vae.dtype}; decoding once more in float32. Load the pipeline in "
-            f"bfloat16 or float32 to spare the second pass.",
-            stacklevel=2,
-        )
     return _float32_copy(vae).decode(latents.float(), return_dict=False)[0]
+
+
+def _overflowed(vae: Any, *results: Tensor) -> bool:
+    if vae.dtype == torch.float32 or all(bool(part.isfinite().all()) for part in results):
+        return False
+    warnings.warn(
+        f"The VAE overflowed in {vae.dtype}; it works once more in float32. Load the pipeline in bfloat16 or "
+        "float32 to spare the second pass.",
+        stacklevel=3,
+    )
+    return True
 
 
 def _float32_copy(vae: Any) -> Any:
