@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from retouch.errors import ConfigError
 
-_OFF = (None, False, 0, "", "default", (), {})
+_OFF: tuple[object, ...] = (None, False, 0, "", "default", (), {})
 
 # Averaging weights while training leaves these in the configs of many checkpoints, SDXL inpainting's among
 # them. They say nothing about the model, whatever their values.
