@@ -33,7 +33,7 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def flags(self, clip_input: Tensor) -> list[bool]:
+    def forward(self, clip_input: Tensor) -> list[bool]:
         """For each picture, whether any concept is nearer than its threshold.
 
         A picture near one of the three special concepts is judged more strictly by the others.

@@ -303,7 +303,7 @@ class Pipeline(ABC):
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names}
         shared |= {name: getattr(pipeline, name) for name in cls.switches if hasattr(pipeline, name)}
         other = cls(**{**shared, **cls._component_arguments(components)})
-        other.placement = type(pipeline.placement)(other, pipeline.device)  # type: ignore[call-arg]
+        other.placement = pipeline.placement.shared_by(other)
         other._progress_bar = dict(pipeline._progress_bar)
         other._source = pipeline._source
         return other

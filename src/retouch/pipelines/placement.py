@@ -6,14 +6,16 @@ what was borrowed, also when the call failed. Nothing stays hooked into a module
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 
 class Placement(Protocol):
@@ -21,8 +23,11 @@ class Placement(Protocol):
 
     device: torch.device
 
-    def using(self, name: str) -> Any:
+    def using(self, name: str) -> AbstractContextManager[Any]:
         """A context manager that yields the component called `name`."""
+
+    def shared_by(self, owner: Any) -> Placement:
+        """The same strategy for another pipeline with the same parts: who uses one is counted together."""
 
 
 class Resident:
@@ -31,68 +36,97 @@ class Resident:
     def __init__(self, owner: Any, device: torch.device) -> None:
         self.owner, self.device = owner, device
 
+    def shared_by(self, owner: Any) -> Self:
+        twin = copy.copy(self)
+        twin.owner = owner
+        return twin
+
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
         yield getattr(self.owner, name)
 
 
-class ModelOffload:
-    """One whole model at a time on the accelerator, the others in main memory."""
+class _Offload(Resident):
+    """Base of the strategies that borrow a module while anyone, in any thread, uses it."""
 
     def __init__(self, owner: Any, device: torch.device) -> None:
-        self.owner, self.device = owner, device
-        self._lock = threading.Lock()
-        self._users: Counter[str] = Counter()
+        super().__init__(owner, device)
+        self._lock = threading.RLock()
+        self._users: Counter[nn.Module] = Counter()
 
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
         module = getattr(self.owner, name)
-        with self._lock:
-            self._users[name] += 1
-            module.to(self.device)
         try:
+            with self._lock:
+                self._users[module] += 1
+                if self._users[module] == 1:
+                    self._borrow(module)
             yield module
         finally:
-            with self._lock:  # another thread may be using it still
-                self._users[name] -= 1
-                if not self._users[name]:
-                    module.to("cpu")
+            with self._lock:
+                self._users[module] -= 1
+                if not self._users[module]:
+                    del self._users[module]
+                    self._give_back(module)
+
+    def _borrow(self, module: nn.Module) -> None:
+        raise NotImplementedError
+
+    def _give_back(self, module: nn.Module) -> None:
+        raise NotImplementedError
 
 
-class SequentialOffload:
+class ModelOffload(_Offload):
+    """One whole model at a time on the accelerator, the others in main memory."""
+
+    def _borrow(self, module: nn.Module) -> None:
+        module.to(self.device)
+
+    def _give_back(self, module: nn.Module) -> None:
+        module.to("cpu")
+
+
+class SequentialOffload(_Offload):
     """One layer at a time on the accelerator: the least memory, and slow."""
 
     def __init__(self, owner: Any, device: torch.device) -> None:
-        self.owner, self.device = owner, device
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        super().__init__(owner, device)
+        self._hooks: dict[nn.Module, list[Any]] = {}
+        self._homes: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._turn = threading.RLock()  # a layer cannot be in two places, so one thread computes at a time
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[Any]:
-        module = getattr(self.owner, name)
-        hooks = []
-        with self._locks[name]:  # a layer cannot be in two places
-            try:
-                for layer in module.modules():
-                    tensors = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-                    if tensors:
-                        hooks += self._borrow(layer, tensors)
-                yield module
-            finally:
-                for hook in hooks:
-                    hook.remove()
+    def _borrow(self, module: nn.Module) -> None:
+        # Functions that know their layer by argument alone: a copy of a hooked module works with them, too.
+        def fetch(layer: nn.Module, _: Any) -> None:
+            self._fetch(layer)
 
-    def _borrow(self, layer: nn.Module, tensors: list[torch.Tensor]) -> list[Any]:
-        homes = [tensor.data for tensor in tensors]
+        def release(layer: nn.Module, *_: Any) -> None:
+            self._release(layer)
 
-        def fetch(*_: Any) -> None:
-            for tensor, home in zip(tensors, homes, strict=True):
-                tensor.data = home.to(self.device)
+        self._hooks[module] = hooks = []
+        for layer in module.modules():
+            if _own_tensors(layer):
+                hooks.append(layer.register_forward_pre_hook(fetch))
+                hooks.append(layer.register_forward_hook(release, always_call=True))
 
-        def release(*_: Any) -> None:
-            for tensor, home in zip(tensors, homes, strict=True):
-                tensor.data = home
+    def _give_back(self, module: nn.Module) -> None:
+        for hook in self._hooks.pop(module):
+            hook.remove()
 
-        return [
-            layer.register_forward_pre_hook(fetch),
-            layer.register_forward_hook(release, always_call=True),
-        ]
+    def _fetch(self, layer: nn.Module) -> None:
+        self._turn.acquire()
+        self._homes[layer] = [(tensor, tensor.data) for tensor in _own_tensors(layer)]
+        for tensor, home in self._homes[layer]:
+            tensor.data = home.to(self.device)
+
+    def _release(self, layer: nn.Module) -> None:
+        if layer not in self._homes:
+            return
+        for tensor, home in self._homes.pop(layer):
+            tensor.data = home
+        self._turn.release()
+
+
+def _own_tensors(layer: nn.Module) -> list[torch.Tensor]:
+    return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]

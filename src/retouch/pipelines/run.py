@@ -7,9 +7,10 @@ needed), the first noise, the masked picture's sample, then the steps.
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ class Run:
         self._latents: Tensor | None = None
         self._pixels: Tensor | None = None
         self._failure: BaseException | None = None
-        self._progress = self._steps()
+        self._progress: Generator[Progress, None, None] = self._steps()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["pipeline"], name)
@@ -109,6 +110,18 @@ class Run:
     def cancel(self) -> None:
         """Give up before the next step: the run raises Cancelled. Any thread may call this."""
         self._cancelled.set()
+
+    def close(self) -> None:
+        """Give up an unfinished run and what it holds, in the thread that iterates it; `with` does it too."""
+        if self._failure is None and inspect.getgeneratorstate(self._progress) != inspect.GEN_CLOSED:
+            self._progress.close()
+            self._failure = Cancelled("The run was closed before its end.")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def _heed_cancel(self, done: int) -> None:
         if self._cancelled.is_set():
@@ -169,7 +182,7 @@ class Run:
         output = self._decoded()
         return output if self.request.return_dict else output.to_tuple()
 
-    def _steps(self) -> Iterator[Progress]:
+    def _steps(self) -> Generator[Progress, None, None]:
         pipeline, pictures = self.pipeline, self.pictures
         if pictures.mask is not None and not pictures.mask.any():
             self._answer_empty_mask()

@@ -136,4 +136,5 @@ class StableDiffusion(LatentDiffusion):
         pictures = self.image_processor.postprocess(pixels, output_type="pil")
         seen = self.feature_extractor(pictures, return_tensors="pt").pixel_values
         with self.placement.using("safety_checker") as checker:
-            return checker.flags(seen.to(self.device, checker.dtype))
+            flags: list[bool] = checker(seen.to(self.device, checker.dtype))
+            return flags
