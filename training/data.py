@@ -49,7 +49,8 @@ class Pictures:
         # Between "all squares alike" (two thirds landscapes) and "all sources alike" (one flower often).
         weights = np.array([sources.count(source) ** -0.5 for source in sources])
         named, objects = _name_cutouts(cutout_facts, held_out)
-        unnamed = [row for row, fact in enumerate(cutout_facts) if row not in named]
+        # By key, not by row: some drawings lie in two folders of their package.
+        unnamed = [row for row, fact in enumerate(cutout_facts) if fact["key"] not in named]
         return cls(
             photos=np.load(folder / "photos.npy", mmap_mode="r"),
             smallest=np.array([fact["smallest"] for fact in photo_facts]),
@@ -68,19 +69,18 @@ def _tenth(key: str) -> bool:
     return zlib.crc32(key.encode()) % 10 == 0
 
 
-def _name_cutouts(facts: list[dict], held_out: bool) -> tuple[set[int], list[list[tuple[int, str]]]]:
-    """Rows of all named cut-outs, and per name those of this side of the split.
+def _name_cutouts(facts: list[dict], held_out: bool) -> tuple[set[str], list[list[tuple[int, str]]]]:
+    """Keys of all named cut-outs, and per name the rows of those on this side of the split.
 
     An emoji is the only picture of its kind, so it is always trained on; of several drawings the last is
     held out.
     """
     by_key = {fact["key"]: row for row, fact in reversed(list(enumerate(facts)))}
-    named: set[int] = set()
+    named = {key for name in NAMES for key in (name.emoji, *name.drawings)}
     objects = []
     for name in NAMES:
         drawings = [by_key[key] for key in name.drawings if key in by_key]
         emoji = [by_key[name.emoji]] if name.emoji in by_key else []
-        named.update(drawings, emoji)
         kept, hidden = (drawings[:-1], drawings[-1:]) if len(drawings) > 1 else (drawings, [])
         if held_out:
             objects.append([(row, "clipart") for row in hidden])

@@ -198,31 +198,26 @@ class Loop:
 
 
 class Threads:
-    """One thread or all of them, whichever is faster now.
+    """All cores while nothing else runs, otherwise one.
 
-    Threads wait for each other at every layer: beside other work, two are several times
-    slower than one.
+    Threads wait for each other at every layer: beside other work, two are several times slower than one.
     """
 
-    TRIAL, KEEP = 3, 120  # steps
+    LOOK_EVERY = 40  # steps
 
     def __init__(self) -> None:
-        self.choices = [1, os.cpu_count() or 1] if not os.environ.get("OMP_NUM_THREADS") else []
+        self.fixed = bool(os.environ.get("OMP_NUM_THREADS"))
         self.clock = 0
-        self.times: dict[int, float] = {}
-        self.mark = 0.0
+        self.count = 1
+        if not self.fixed:
+            torch.set_num_threads(self.count)
 
     def before_step(self) -> None:
-        if len(set(self.choices)) < 2:
+        self.clock += 1
+        if self.fixed or self.clock % self.LOOK_EVERY:
             return
-        phase, within = divmod(self.clock, self.TRIAL + 1)
-        if phase <= len(self.choices) and within == 0:
-            now = time.monotonic()
-            if phase:
-                self.times[self.choices[phase - 1]] = now - self.mark
-            if phase < len(self.choices):
-                torch.set_num_threads(self.choices[phase])
-            else:
-                torch.set_num_threads(min(self.times, key=lambda count: self.times[count]))
-            self.mark = now
-        self.clock = 0 if self.clock >= self.KEEP else self.clock + 1
+        others = os.getloadavg()[0] - self.count
+        count = (os.cpu_count() or 1) if others < 0.5 else 1
+        if count != self.count:
+            self.count = count
+            torch.set_num_threads(count)

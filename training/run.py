@@ -11,6 +11,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from training.loop import Interrupt, Stopped
 from training.state import default_state
@@ -28,7 +29,7 @@ def stages(
     """What each stage leaves behind when it is complete, and what makes it."""
     from training import fetch_data, latents, package, train_unet, train_vae
 
-    settings = dict(size=size, device=device, interrupt=interrupt)
+    settings: dict[str, Any] = dict(size=size, device=device, interrupt=interrupt)
     return [
         ("data/sources.json", lambda: fetch_data.prepare(state)),
         ("vae/config.json", lambda: train_vae.train(state, VAE_STEPS, **settings)),

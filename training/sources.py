@@ -128,8 +128,8 @@ SOURCES = (
         version="0.25.2",
         kind="photo",
         licence="CC0 1.0",
-        attribution="coffee: Rachel Michetti; chelsea: Stéfan van der Walt",
-        include=("*/data/coffee.png", "*/data/chelsea.png"),
+        attribution="coffee: Rachel Michetti",
+        include=("*/data/coffee.png",),
     ),
     Source(
         client="pip",

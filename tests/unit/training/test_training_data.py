@@ -107,7 +107,7 @@ def test_several_drawings_leave_one_held_out_and_an_emoji_never_is() -> None:
     facts = [{"key": key} for key in (apple.emoji, *apple.drawings)]
     named, trained = data._name_cutouts(facts, held_out=False)
     _, hidden = data._name_cutouts(facts, held_out=True)
-    assert named == set(range(len(facts)))
+    assert named >= {fact["key"] for fact in facts}
     last = len(facts) - 1
     assert [row for row, _ in trained[NAMES.index(apple)]] == list(range(last))
     assert hidden[NAMES.index(apple)] == [(last, "clipart")]
