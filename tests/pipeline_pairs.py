@@ -22,6 +22,7 @@ NAMES = {
     "image2image": "StableDiffusionImg2ImgPipeline",
     "inpaint": "StableDiffusionInpaintPipeline",
 }
+XL_NAMES = {task: name.replace("Diffusion", "DiffusionXL") for task, name in NAMES.items()}
 PROMPT = "a photo of a cat in the park"
 
 
@@ -57,6 +58,16 @@ class Pair:
             pipelines.append(made)
         return replace(self, ours=pipelines[0], theirs=pipelines[1], task=task)
 
+    def scheduled(self, scheduler: str, **options: Any) -> Pair:
+        """With the named scheduler, whatever the family."""
+        pipelines = []
+        for library, pipeline in ((retouch, self.ours), (diffusers, self.theirs)):
+            made = type(pipeline).from_pipe(pipeline)
+            made.set_progress_bar_config(disable=True)
+            made.scheduler = getattr(library, scheduler).from_config(pipeline.scheduler.config, **options)
+            pipelines.append(made)
+        return replace(self, ours=pipelines[0], theirs=pipelines[1])
+
     def compare(
         self, *, seeds: int | list[int] = 7, tolerance: float = 1e-5, wrap: Any = None, **arguments: Any
     ) -> float:
@@ -88,6 +99,10 @@ class Pair:
 
 def pair(folder: Path, task: str) -> Pair:
     return Pair(load(retouch, NAMES[task], folder), load(diffusers, NAMES[task], folder), task)
+
+
+def xl_pair(folder: Path, task: str) -> Pair:
+    return Pair(load(retouch, XL_NAMES[task], folder), load(diffusers, XL_NAMES[task], folder), task)
 
 
 def generators(seeds: int | list[int]) -> Generator | list[Generator]:

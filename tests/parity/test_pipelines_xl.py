@@ -10,20 +10,11 @@ import diffusers
 import pytest
 import torch
 from closeness import assert_close
-from pipeline_pairs import Pair, as_tensor, generators, load, mask, photo, task_inputs
+from pipeline_pairs import XL_NAMES, Pair, as_tensor, generators, load, mask, photo, task_inputs, xl_pair
 
 import retouch
 
-NAMES = {
-    "text2image": "StableDiffusionXLPipeline",
-    "image2image": "StableDiffusionXLImg2ImgPipeline",
-    "inpaint": "StableDiffusionXLInpaintPipeline",
-}
 BASE, INPAINT, REFINER = "tiny_sdxl", "tiny_sdxl_inpaint", "tiny_sdxl_refiner"
-
-
-def xl_pair(folder: Path, task: str) -> Pair:
-    return Pair(load(retouch, NAMES[task], folder), load(diffusers, NAMES[task], folder), task)
 
 
 @pytest.fixture
@@ -91,13 +82,7 @@ def test_aesthetic_scores(made: Any, task: str) -> None:
     "scheduler", ["EulerAncestralDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"]
 )
 def test_strength(made: Any, checkpoint: str, strength: float, scheduler: str) -> None:
-    pair = made(checkpoint, "inpaint")
-    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
-        pipeline.scheduler = getattr(library, scheduler).from_config(pipeline.scheduler.config)
-    try:
-        pair.compare(**task_inputs("inpaint"), strength=strength)
-    finally:
-        load.cache_clear()
+    made(checkpoint, "inpaint").scheduled(scheduler).compare(**task_inputs("inpaint"), strength=strength)
 
 
 @pytest.mark.parametrize("checkpoint", [BASE, INPAINT])
@@ -148,27 +133,18 @@ def test_two_stages(made: Any, first: str, prediction_type: str) -> None:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_window_of_the_schedule(made: Any, order: int) -> None:
-    pair = made(BASE, "image2image")
     scheduler = "HeunDiscreteScheduler" if order == 2 else "EulerDiscreteScheduler"
-    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
-        pipeline.scheduler = getattr(library, scheduler).from_config(pipeline.scheduler.config)
     noisy = 5 * torch.randn(1, 4, 8, 8, generator=generators(1))
-    try:
-        pair.compare(
-            image=noisy, denoising_start=0.3, denoising_end=0.8, num_inference_steps=9, output_type="latent"
-        )
-    finally:
-        load.cache_clear()
+    made(BASE, "image2image").scheduled(scheduler).compare(
+        image=noisy, denoising_start=0.3, denoising_end=0.8, num_inference_steps=9, output_type="latent"
+    )
 
 
 def test_distilled_guidance(made: Any, tiny_checkpoint: Any) -> None:
     from tiny_checkpoints_xl import stable_diffusion_xl
 
     folder = tiny_checkpoint("tiny_sdxl_lcm", stable_diffusion_xl, seed=3, time_cond_proj_dim=12)
-    pair = xl_pair(folder, "inpaint")
-    for library, pipeline in ((retouch, pair.ours), (diffusers, pair.theirs)):
-        pipeline.scheduler = library.LCMScheduler.from_config(pipeline.scheduler.config)
-    pair.compare(**task_inputs("inpaint"), guidance_scale=8.0)
+    xl_pair(folder, "inpaint").scheduled("LCMScheduler").compare(**task_inputs("inpaint"), guidance_scale=8.0)
 
 
 def test_given_embeddings(made: Any) -> None:
@@ -196,7 +172,7 @@ def test_saved_by_one_loaded_by_the_other(made: Any, checkpoint: str, tmp_path: 
         warnings.simplefilter("ignore")
         theirs = diffusers.AutoPipelineForInpainting.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
-    assert type(theirs).__name__ == NAMES["inpaint"]
+    assert type(theirs).__name__ == XL_NAMES["inpaint"]
     for switch in ("force_zeros_for_empty_prompt", "requires_aesthetics_score"):
         assert theirs.config[switch] == getattr(pair.ours, switch)
     Pair(pair.ours, theirs, "inpaint").compare(**task_inputs("inpaint"))
@@ -210,7 +186,7 @@ def test_the_vae_keeps_its_dtype(made: Any, tiny_sdxl: Path) -> None:
     half.vae.half()
     pixels = half.decode(torch.randn(1, 4, 8, 8, generator=generators(3)).half())
     assert pixels.dtype == torch.float32 and half.vae.dtype == torch.float16
-    exact = load(retouch, NAMES["text2image"], tiny_sdxl)
+    exact = load(retouch, XL_NAMES["text2image"], tiny_sdxl)
     full = torch.randn(1, 4, 8, 8, generator=generators(3)).half().float()
     exact_pixels = exact.decode(full)
     assert (pixels - exact_pixels).abs().max() < 0.02  # the weights were rounded once
