@@ -1,0 +1,199 @@
+"""The way down and across the middle, which a UNet and a ControlNet share, and the settings of it.
+
+What each does with the tensors that are left on the way is in unet.py and controlnet.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from retouch.checkpoints.config import Config
+from retouch.errors import ConfigError, InputError
+from retouch.models.layers import TimestepEmbedding, sinusoidal_embedding
+from retouch.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, Level
+
+_ONE_NUMBER_OR_ONE_PER_LEVEL = (
+    "layers_per_block",
+    "attention_head_dim",
+    "transformer_layers_per_block",
+    "cross_attention_dim",
+    "only_cross_attention",
+)
+
+
+@dataclass(frozen=True)
+class UNetEncoderConfig(Config):
+    """Settings under the names and with the defaults of published config.json files.
+
+    Tuples list one value per level, the finest level first.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "silu",
+        "addition_embed_type_num_heads": 64,
+        "mid_block_scale_factor": 1,
+    }
+
+    in_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    downsample_padding: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    # In truth the number of heads: the published configs carry the wrong name, and keep it.
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    only_cross_attention: bool | tuple[bool, ...] = False
+    use_linear_projection: bool = False
+    # Without effect, as in the reference: fused attention keeps its softmax in float32 by itself.
+    upcast_attention: bool | None = False
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        self.require_known("down_block_types", DOWN_BLOCKS)
+        self.require_known("mid_block_type", (*MID_BLOCKS, None))
+        self.require_known("addition_embed_type", ("text_time", None))
+        for key in ("down_block_types", *_ONE_NUMBER_OR_ONE_PER_LEVEL):
+            self.require_one_per_level(key)
+        if self.addition_embed_type == "text_time" and not (
+            self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
+        ):
+            raise ConfigError(
+                f"addition_embed_type = 'text_time' came with addition_time_embed_dim = "
+                f"{self.addition_time_embed_dim} and projection_class_embeddings_input_dim = "
+                f"{self.projection_class_embeddings_input_dim}. Both must be positive. Correct the config."
+            )
+
+    @property
+    def _model(self) -> str:
+        return type(self).__name__.replace("Config", "Model")
+
+    def require_known(self, key: str, supported: Iterable[str | None]) -> None:
+        """Refuse a name, or one of several, that is not among these."""
+        value, supported = getattr(self, key), list(supported)
+        for name in value if isinstance(value, tuple) else (value,):
+            if name not in supported:
+                raise ConfigError(
+                    f"{key} = {name!r} is not supported by {self._model}. Supported: "
+                    f"{', '.join(map(str, supported))}. Use a checkpoint that is made of those."
+                )
+
+    def require_one_per_level(self, key: str) -> None:
+        """Refuse a setting that is neither one for all levels nor one for each."""
+        value = self.per_level(key)
+        if len(value) != len(self.block_out_channels) or not all(
+            isinstance(entry, int | str) for entry in value
+        ):
+            raise ConfigError(
+                f"{key} = {getattr(self, key)!r} is not supported by {self._model}. Supported: "
+                f"one value for each of block_out_channels = {self.block_out_channels}. Correct the "
+                f"config, or use another checkpoint."
+            )
+
+    def per_level(self, key: str) -> tuple[Any, ...]:
+        """A setting's value for each level, also where the config gives one for all."""
+        value = getattr(self, key)
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    def levels(self) -> list[Level]:
+        """The resolutions of the network, the finest first."""
+        channels = self.block_out_channels
+        coarsest = len(channels) - 1
+        return [
+            Level(
+                above=channels[max(index - 1, 0)],
+                channels=channels[index],
+                below=channels[min(index + 1, coarsest)],
+                is_finest=index == 0,
+                is_coarsest=index == coarsest,
+                temb_channels=4 * channels[0],
+                layers=self.per_level("layers_per_block")[index],
+                groups=self.norm_num_groups,
+                eps=self.norm_eps,
+                downsample_padding=self.downsample_padding,
+                heads=self.per_level("attention_head_dim")[index],
+                transformer_layers=self.per_level("transformer_layers_per_block")[index],
+                cross_attention_dim=self.per_level("cross_attention_dim")[index],
+                use_linear_projection=self.use_linear_projection,
+                only_cross_attention=self.per_level("only_cross_attention")[index],
+            )
+            for index in range(len(channels))
+        ]
+
+
+class UNetEncoder(nn.Module):
+    """From latents through the levels to the coarsest, and across the middle."""
+
+    config: Any
+
+    def __init__(self, config: UNetEncoderConfig, time_cond_proj_dim: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        levels = config.levels()
+        finest, coarsest = levels[0], levels[-1]
+        self.conv_in = nn.Conv2d(config.in_channels, finest.channels, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(finest.channels, finest.temb_channels, time_cond_proj_dim)
+        self.add_embedding = None
+        if config.projection_class_embeddings_input_dim and config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim, finest.temb_channels
+            )
+        self.down_blocks = nn.ModuleList(
+            DOWN_BLOCKS[name](level) for name, level in zip(config.down_block_types, levels, strict=True)
+        )
+        self.mid_block = MID_BLOCKS[config.mid_block_type](coarsest) if config.mid_block_type else None
+
+    def encode(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What is behind the middle, and what was left on the way to it, `x` first."""
+        kept = [x]
+        for block in self.down_blocks:
+            x, outputs = block(x, temb, text)
+            kept.extend(outputs)
+        if self.mid_block is not None:
+            x = self.mid_block(x, temb, text)
+        return x, kept
+
+    def embed_time(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """What all residual blocks are told: the timestep, and for SDXL the pooled text and the sizes."""
+        if timestep_cond is not None and self.time_embedding.cond_proj is None:
+            raise InputError(
+                "timestep_cond was given, but this model's time_cond_proj_dim is None: it is not distilled "
+                "to take the guidance scale as an input. Leave timestep_cond out."
+            )
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        waves = self._sinusoids(timesteps, self.conv_in.out_channels, sample.dtype)
+        temb = self.time_embedding(waves, timestep_cond)
+        if self.add_embedding is None:
+            return temb
+        given = added_cond_kwargs or {}
+        if "text_embeds" not in given or "time_ids" not in given:
+            raise InputError(
+                f"added_cond_kwargs has {', '.join(given) or 'nothing'}, but this model needs text_embeds "
+                f"(the pooled text) and time_ids (the sizes and the crop). Pass both, as SDXL pipelines do."
+            )
+        text, ids = given["text_embeds"], given["time_ids"]
+        sizes = self._sinusoids(ids.flatten(), self.config.addition_time_embed_dim or 0, sample.dtype)
+        extra = torch.cat([text, sizes.view(text.shape[0], -1)], dim=-1)
+        return temb + self.add_embedding(extra.to(temb.dtype))
+
+    def _sinusoids(self, values: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
+        return sinusoidal_embedding(values, size, flip_sin_to_cos=flip, freq_shift=shift).to(dtype)
