@@ -100,7 +100,7 @@ def test_clip_skip(each_task: Pair, clip_skip: int) -> None:
             del encoder.__dict__["text_model"]
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 72), (104, 40)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (48, 72), (104, 40)])
 def test_sizes_resize_the_picture_and_the_mask(each_width: Pair, height: int, width: int) -> None:
     image, hole = photo(width=90, height=60), mask((11, 7, 50, 51), 90, 60)
     each_width.compare(image=image, mask_image=hole, height=height, width=width, strength=0.8)

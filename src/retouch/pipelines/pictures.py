@@ -124,7 +124,8 @@ def prepare(
         pixels = fit.preprocess(images, height=height, width=width)
         pixels = pad_pixels(pixels, factor).expand(-1, 3, -1, -1)
     if masks:
-        mask = torch.cat([_mask_tensor(mask, request, factor, (height, width), own) for mask in masks])
+        target = own if free_size else (height, width)
+        mask = torch.cat([_mask_tensor(mask, request, factor, target) for mask in masks])
     return Pictures(height, width, pixels, latents, mask, cut)
 
 
@@ -204,32 +205,32 @@ def check_fit(
             )
 
 
-def _mask_tensor(
-    mask: Any,
-    request: Request,
-    factor: int,
-    size: tuple[int, int],
-    own: tuple[int, int],
-    **crop: Any,
-) -> Tensor:
-    """One mask at the working size: soft only if it was given with greys and may stay so."""
+def _mask_tensor(mask: Any, request: Request, factor: int, target: tuple[int, int], **crop: Any) -> Tensor:
+    """One mask at the target's size, filled up: soft only if it was given with greys and may stay so."""
     values = mask_values(mask)
     soft = request.mask_mode == "soft" and bool(((values > _NEARLY) & (values < 1 - _NEARLY)).any())
-    if (
-        tuple(values.shape[-2:]) == own
-        and not crop
-        and (_filled(own[0], factor), _filled(own[1], factor)) == size
-    ):
-        values = pad_mask(values if soft else harden(values), factor)
-    else:
+    if crop or tuple(values.shape[-2:]) != target:
         fit = VaeImageProcessor(
-            vae_scale_factor=factor, do_normalize=False, do_binarize=not soft, do_convert_grayscale=True
+            vae_scale_factor=1, do_normalize=False, do_binarize=not soft, do_convert_grayscale=True
         )
         # In its own mode, as the reference: Pillow resizes a bilevel mask by the nearest neighbour.
         picture = mask if isinstance(mask, Image.Image) else values
-        values = fit.preprocess(picture, height=size[0], width=size[1], **crop)
+        values = fit.preprocess(picture, height=target[0], width=target[1], **crop)
+    values = pad_mask(values if soft else harden(values), factor)
     values = torch.where(values < _NEARLY, 0.0, torch.where(values > 1 - _NEARLY, 1.0, values))
     return values.float()
+
+
+def _snapped(mask: Image.Image) -> Image.Image:
+    """Nearly black and nearly white made so, lest a JPEG's speckles widen the crop to the whole picture."""
+    if mask.mode in ("1", "P"):
+        return mask
+    if mask.mode not in ("L", "RGB"):
+        mask = luminance(mask)
+    levels = [
+        0 if level < _NEARLY * 255 else 255 if level > (1 - _NEARLY) * 255 else level for level in range(256)
+    ]
+    return mask.point(levels * len(mask.getbands()))
 
 
 def _cropped(
@@ -246,7 +247,7 @@ def _cropped(
     count = max(len(images), len(masks))
     pixels, hole, pastes = [], [], []
     for row in range(count):
-        image, mask = images[row % len(images)], masks[row % len(masks)]
+        image, mask = images[row % len(images)], _snapped(masks[row % len(masks)])
         if mask.size != image.size:
             mask = mask.resize(image.size)
         if luminance(mask).getbbox() is None:  # nothing to crop to; the run returns this picture as it is
@@ -255,6 +256,6 @@ def _cropped(
             mask_box = processor.get_crop_region(mask, width, height, pad=request.padding_mask_crop or 0)
         crop: dict[str, Any] = {"resize_mode": "fill", "crops_coords": mask_box}
         pixels.append(processor.preprocess(image, height=height, width=width, **crop))
-        hole.append(_mask_tensor(mask, request, factor, (height, width), size_of(image), **crop))
+        hole.append(_mask_tensor(mask, request, factor, (height, width), **crop))
         pastes.append((image, mask, mask_box))
     return Pictures(height, width, torch.cat(pixels), None, torch.cat(hole), pastes=pastes)
