@@ -6,7 +6,8 @@ own peak. Exits with 1 if the outputs differ by more than rounding.
 
     python benchmarks/full_size_check.py --family sd15-inpainting --threads 2 --output result.json
 
-It needs disk for the weights (4 GB for SD 1.5) in the temporary folder, or in --folder, which is kept.
+It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16) in the temporary folder, or in
+--folder, which is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from published_configs import AUTOENCODERS, UNETS
+
 Part = Literal["unet", "vae"]
 Library = Literal["reference", "ours"]
 
@@ -42,7 +46,8 @@ class Family:
     dtype: torch.dtype
     latent_side: int
     text_shape: tuple[int, int]
-    tolerance: float  # of the largest difference, relative to the largest value
+    pooled_width: int = 0  # of SDXL's second text encoder
+    tolerance: float = 1e-4  # of the largest difference, relative to the largest value
 
     def inputs(self, part: Part, seed: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -53,51 +58,33 @@ class Family:
         side = self.latent_side
         if part == "vae":
             return {"z": draw(self.vae["latent_channels"], side, side)}
-        return {
+        inputs: dict[str, Any] = {
             "sample": draw(self.unet["in_channels"], side, side),
             "timestep": torch.tensor(501),
             "encoder_hidden_states": draw(*self.text_shape),
         }
+        if self.pooled_width:
+            sizes = self.unet["projection_class_embeddings_input_dim"] - self.pooled_width
+            count = sizes // self.unet["addition_time_embed_dim"]
+            time_ids = torch.tensor([[1024, 1024, 0, 0, 1024, 1024][:count]], dtype=self.dtype)
+            inputs["added_cond_kwargs"] = {"text_embeds": draw(self.pooled_width), "time_ids": time_ids}
+        return inputs
 
 
+_XL: dict[str, Any] = {
+    "vae": AUTOENCODERS["SDXL"],
+    "dtype": torch.bfloat16,
+    "latent_side": 32,
+    "pooled_width": 1280,
+    "tolerance": 0.02,
+}
 FAMILIES = {
     "sd15-inpainting": Family(
-        unet={
-            "act_fn": "silu",
-            "attention_head_dim": 8,
-            "block_out_channels": [320, 640, 1280, 1280],
-            "center_input_sample": False,
-            "cross_attention_dim": 768,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "downsample_padding": 1,
-            "flip_sin_to_cos": True,
-            "freq_shift": 0,
-            "in_channels": 9,
-            "layers_per_block": 2,
-            "mid_block_scale_factor": 1,
-            "norm_eps": 1e-05,
-            "norm_num_groups": 32,
-            "out_channels": 4,
-            "sample_size": 64,
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        },
-        vae={
-            "act_fn": "silu",
-            "block_out_channels": [128, 256, 512, 512],
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "in_channels": 3,
-            "latent_channels": 4,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-            "out_channels": 3,
-            "sample_size": 512,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-        },
-        dtype=torch.float32,
-        latent_side=64,
-        text_shape=(77, 768),
-        tolerance=1e-4,
+        UNETS["SD 1.5 inpainting"], AUTOENCODERS["SD"], torch.float32, latent_side=64, text_shape=(77, 768)
     ),
+    "sdxl": Family(UNETS["SDXL base"], text_shape=(77, 2048), **_XL),
+    "sdxl-inpainting": Family(UNETS["SDXL inpainting"], text_shape=(77, 2048), **_XL),
+    "sdxl-refiner": Family(UNETS["SDXL refiner"], text_shape=(77, 1280), **_XL),
 }
 
 
@@ -130,10 +117,15 @@ def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> 
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    if part == "unet":
-        model = diffusers.UNet2DConditionModel.from_config(family.unet)
-    else:
-        model = diffusers.AutoencoderKL.from_config(family.vae)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(family.dtype)  # SDXL's UNet would take 10 GB in float32
+    try:
+        if part == "unet":
+            model = diffusers.UNet2DConditionModel.from_config(family.unet)
+        else:
+            model = diffusers.AutoencoderKL.from_config(family.vae)
+    finally:
+        torch.set_default_dtype(usual)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -141,9 +133,7 @@ def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> 
                 parameter.normal_(centre, spread)
             elif not parameter.any():
                 parameter.normal_(0.0, 0.05)
-    if family.dtype != torch.float32:
-        model.to(family.dtype)
-    model.save_pretrained(folder / part)
+    model.to(family.dtype).save_pretrained(folder / part)
 
 
 def measure(family: Family, part: Part, library: Library, folder: Path, seed: int, threads: int) -> Measured:
