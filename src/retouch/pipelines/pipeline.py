@@ -55,6 +55,7 @@ class Pipeline(ABC):
     task: ClassVar[Task]
     component_names: ClassVar[tuple[str, ...]]
     optional_components: ClassVar[tuple[str, ...]] = ()
+    reports_safety: ClassVar[bool] = False  # the output tuple has a second entry
     # Switches that model_index.json holds beside the parts, with their defaults.
     switches: ClassVar[Mapping[str, Any]] = {}
     # What a callback may see, and where among the model's inputs it is.

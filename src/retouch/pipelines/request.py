@@ -78,6 +78,9 @@ class Request:
     mask_mode: str = argument(
         "soft", '"soft" releases grey areas late in the run; "binary" hardens the mask at one half.'
     )
+    record: Any = argument(
+        None, "True, or a retouch.Recording, keeps a picture of each step in the output's `recording`."
+    )
 
     @property
     def prompts(self) -> int:
@@ -201,6 +204,9 @@ class Task:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Sequence[str] = ()
     request: type[Request] = Request
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", [*self.arguments, "record"])  # all pipelines take it
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
         """A call's arguments as a request; an unknown name is answered with the nearest known one."""

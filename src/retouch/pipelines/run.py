@@ -11,7 +11,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.images.sizes import crop_to
 from retouch.pipelines.callbacks import Listener
 from retouch.pipelines.pictures import prepare
+from retouch.pipelines.recording import Recording
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.vae import Latents, refuse_foreign
 from retouch.sampling.denoise import Progress, denoise
@@ -41,10 +42,11 @@ class PipelineOutput:
 
     images: Any
     nsfw_content_detected: list[bool] | None = None
+    recording: Recording | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields as a plain tuple."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        """The fields that the reference has, as a plain tuple."""
+        return self.images, self.nsfw_content_detected
 
     def __getitem__(self, key: int | str) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
@@ -72,6 +74,7 @@ class Run:
             request.guidance_rescale,
             active=pipeline.uses_guidance(request.guidance_scale),
         )
+        self.recording = Recording.wanted(request.record)
         self.num_timesteps = 0
         self._interrupt = False
         self._cancelled = threading.Event()
@@ -180,7 +183,9 @@ class Run:
         for _ in self:
             pass
         output = self._decoded()
-        return output if self.request.return_dict else output.to_tuple()
+        if self.request.return_dict:
+            return output
+        return output.to_tuple() if self.pipeline.reports_safety else (output.images,)
 
     def _steps(self) -> Generator[Progress, None, None]:
         pipeline, pictures = self.pipeline, self.pictures
@@ -203,6 +208,10 @@ class Run:
                     raise NumericsError(self._explain_nan(done))
                 listener.hear(done - 1, progress)
                 self._latents = progress.latents
+                if self.recording is not None:
+                    following = plan.following(progress.step)
+                    level = 0.0 if following is None else plan.level(following)
+                    self.recording.add(self, progress, done, len(plan), level)
                 if done == len(plan) or (done > silent and done % plan.order == 0):
                     bar.update()
                 yield progress
@@ -338,7 +347,7 @@ class Run:
         request, pictures, pipeline = self.request, self.pictures, self.pipeline
         if request.output_type == "latent":
             assert self._latents is not None
-            return PipelineOutput(Latents.of(self._latents, pipeline.vae))
+            return PipelineOutput(Latents.of(self._latents, pipeline.vae), recording=self.recording)
         pixels = self._pixels
         if pixels is None:
             assert self._latents is not None
@@ -355,7 +364,7 @@ class Run:
                     images, (paste for paste in pictures.pastes for _ in range(each)), strict=True
                 )
             ]
-        return PipelineOutput(images, flags)
+        return PipelineOutput(images, flags, self.recording)
 
     def _keep_unmasked(self, pixels: Tensor) -> Tensor:
         """In a batch, give back the pictures whose own mask is empty."""

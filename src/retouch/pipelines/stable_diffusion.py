@@ -28,6 +28,7 @@ class StableDiffusion(LatentDiffusion):
         "feature_extractor",
         "image_encoder",
     )
+    reports_safety = True
     optional_components = ("safety_checker", "feature_extractor", "image_encoder")
 
     # Settings that early checkpoints left wrong, and what they must be. Which front mends which is the

@@ -1,0 +1,176 @@
+"""The process as pictures: a frame for each step, and the animations and grids made of them.
+
+A frame is decoded when its step is done, exactly with the VAE or at once with a linear map from latents to
+colours. However long the run, no more than `limit` frames are kept: when it is full, every second one goes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from retouch.errors import InputError
+from retouch.images.files import make_image_grid
+from retouch.images.sizes import crop_to
+
+if TYPE_CHECKING:
+    from retouch.pipelines.run import Run
+    from retouch.sampling.denoise import Progress
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The picture after a step, with the noise level that was left: 1 is pure noise, 0 none."""
+
+    image: Image.Image
+    step: int  # counted from 1
+    steps: int
+    noise_level: float
+
+    @property
+    def caption(self) -> str:
+        return f"step {self.step}/{self.steps}   noise {100 * self.noise_level:.0f} %"
+
+    def captioned(self) -> Image.Image:
+        """The picture with its caption below."""
+        height = max(14, self.image.height // 16)
+        page = Image.new("RGB", (self.image.width, self.image.height + height + 4), "black")
+        page.paste(self.image, (0, 0))
+        font = ImageFont.load_default(size=0.8 * height)
+        ImageDraw.Draw(page).text((4, self.image.height + 2), self.caption, fill="white", font=font)
+        return page
+
+
+@dataclass
+class Recording:
+    """Give one as `record=`, or True for one with these defaults; the output has it as `recording`."""
+
+    fast: bool = False  # a linear map in place of the VAE: blurred, but next to free
+    limit: int = 60
+    frames: list[Frame] = field(default_factory=list)
+    _stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.limit < 2:
+            raise InputError(f"limit={self.limit} is too few frames for a recording; give 2 or more.")
+
+    @classmethod
+    def wanted(cls, record: Any) -> Recording | None:
+        """The recording that a call's `record` argument asks for."""
+        if record is None or record is False:
+            return None
+        if record is True:
+            return cls()
+        if isinstance(record, cls):
+            return record
+        raise InputError(f"record is a {type(record).__name__}; give True, False or a retouch.Recording.")
+
+    def add(self, run: Run, progress: Progress, done: int, total: int, level: float) -> None:
+        """Keep the picture after a step. Several pictures of a batch stand side by side."""
+        if done != total and done % self._stride:
+            return
+        if self.fast:
+            pixels = linear_colours(run.pipeline, progress.latents)
+        else:
+            pixels = run.pipeline.decode(progress.latents)
+        if run.pictures.cut is not None:
+            pixels = crop_to(pixels, *run.pictures.cut)
+        images: Any = run.pipeline.image_processor.postprocess(pixels.float(), output_type="pil")
+        picture = images[0] if len(images) == 1 else make_image_grid(images, 1, len(images))
+        self.frames.append(Frame(picture, done, total, level))
+        if len(self.frames) > self.limit:
+            self._stride *= 2
+            self.frames = [
+                frame for frame in self.frames if not frame.step % self._stride or frame.step == total
+            ]
+
+    def save_gif(
+        self, path: str | os.PathLike[str], *, seconds: float = 0.1, hold: float = 2.0, caption: bool = False
+    ) -> Path:
+        """An animated GIF; the last frame is held for `hold` seconds."""
+        pages = self._pages(caption)
+        # One palette for all frames, or colours flicker; the last frame has the colours that matter.
+        palette = pages[-1].quantize(255)
+        indexed = [page.quantize(palette=palette) for page in pages]
+        return self._save(indexed, path, seconds, hold, "GIF", disposal=1, optimize=True)
+
+    def save_webp(
+        self, path: str | os.PathLike[str], *, seconds: float = 0.1, hold: float = 2.0, caption: bool = False
+    ) -> Path:
+        """An animated WebP: smaller than a GIF, in full colour."""
+        return self._save(self._pages(caption), path, seconds, hold, "WEBP", quality=85)
+
+    def save_grid(
+        self, path: str | os.PathLike[str], *, columns: int | None = None, caption: bool = False
+    ) -> Path:
+        """All frames on one page, in reading order."""
+        pages = self._pages(caption)
+        columns = columns or math.ceil(math.sqrt(len(pages)))
+        rows = math.ceil(len(pages) / columns)
+        blank = Image.new("RGB", pages[0].size)
+        grid = make_image_grid([*pages, *[blank] * (rows * columns - len(pages))], rows, columns)
+        target = Path(path)
+        grid.save(target)
+        return target
+
+    def _pages(self, caption: bool) -> list[Image.Image]:
+        if not self.frames:
+            raise InputError("The recording holds no frame yet. Give it as record= to a call first.")
+        return [frame.captioned() if caption else frame.image for frame in self.frames]
+
+    def _save(
+        self,
+        pages: list[Image.Image],
+        path: str | os.PathLike[str],
+        seconds: float,
+        hold: float,
+        kind: str,
+        **options: Any,
+    ) -> Path:
+        target = Path(path)
+        durations = [round(1000 * seconds)] * (len(pages) - 1) + [round(1000 * max(hold, seconds))]
+        pages[0].save(
+            target, kind, save_all=True, append_images=pages[1:], duration=durations, loop=0, **options
+        )
+        return target
+
+
+_maps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
+
+
+def linear_colours(pipeline: Any, latents: Tensor) -> Tensor:
+    """Pixels in [-1, 1] by a linear map of each latent, fitted once to the pipeline's VAE."""
+    vae, factor = pipeline.vae, pipeline.vae_scale_factor
+    if vae not in _maps:
+        _maps[vae] = _fit_colours(pipeline)
+    weights = _maps[vae]
+    channels = latents.float().cpu()
+    flat = torch.cat([channels, torch.ones_like(channels[:, :1])], dim=1)
+    colours = torch.einsum("nchw,cr->nrhw", flat, weights).clamp(-1, 1)
+    return torch.nn.functional.interpolate(colours, scale_factor=factor, mode="nearest")
+
+
+def _fit_colours(pipeline: Any) -> Tensor:
+    """Least squares from latents to the mean colours of their pixels, over smooth random pictures."""
+    factor, side = pipeline.vae_scale_factor, 16
+    draw = np.random.default_rng(0)
+    coarse = torch.from_numpy(draw.uniform(-1, 1, (8, 3, 5, 5)).astype(np.float32))
+    pixels = torch.nn.functional.interpolate(coarse, size=(side * factor,) * 2, mode="bilinear")
+    source = torch.Generator().manual_seed(0)
+    latents = pipeline.encode(pixels.to(pipeline.device, pipeline.dtype), source).float().cpu()
+    colours = torch.nn.functional.avg_pool2d(pixels, factor)
+    rows = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    targets = colours.movedim(1, -1).reshape(-1, 3)
+    # Directions in which these latents hardly vary are left out: noise must not be amplified along them.
+    fit = torch.linalg.lstsq(rows.double(), targets.double(), rcond=1e-3, driver="gelsd")
+    return fit.solution.float()
