@@ -1,0 +1,125 @@
+"""SDXL in two stages with schedulers that remember, look ahead or draw; and its refiner as a finish."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_close
+from pipeline_pairs import PROMPT, Pair, as_tensor, generators, mask, photo, task_inputs, xl_pair
+
+Make = Callable[[str, str], Pair]
+BASE, INPAINT, REFINER = "tiny_sdxl", "tiny_sdxl_inpaint", "tiny_sdxl_refiner"
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest) -> Make:
+    return lambda checkpoint, task: xl_pair(request.getfixturevalue(checkpoint), task)
+
+
+SCHEDULERS = {
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "DDIM": ("DDIMScheduler", {}),
+}
+
+
+# Heun's two cut inside a step and between two.
+@pytest.mark.parametrize(("name", "share"), [*((name, 0.5) for name in SCHEDULERS), ("Heun", 0.8)])
+@pytest.mark.parametrize("task", ["text2image", "inpaint"])
+def test_two_stages(made: Make, task: str, name: str, share: float) -> None:
+    """Each stage has a memory of its own, and the first does not step as if it were the end."""
+    scheduler, options = SCHEDULERS[name]
+    base = made(BASE, task).scheduled(scheduler, **options)
+    refiner = made(REFINER, task if task == "inpaint" else "image2image").scheduled(scheduler, **options)
+    inputs = task_inputs(task)
+    kept = {} if task == "text2image" else {key: inputs[key] for key in ("mask_image", "height", "width")}
+    common: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": 3.0}
+    results = []
+    for first, second in ((base.ours, refiner.ours), (base.theirs, refiner.theirs)):
+        generator = generators(5)
+        with warnings.catch_warnings():
+            if first is base.theirs:
+                warnings.simplefilter("ignore")
+            handed = first(
+                **common, **inputs, generator=generator, denoising_end=share, output_type="latent"
+            ).images
+            done = second(
+                **common,
+                **kept,
+                image=handed,
+                generator=generator,
+                denoising_start=share,
+                output_type="np",
+            ).images
+        results.append((handed.as_subclass(torch.Tensor), as_tensor(done), generator.get_state()))
+    (handed, done, state), (their_handed, their_done, their_state) = results
+    assert_close(handed, their_handed, 5e-5 * float(their_handed.abs().max()))
+    assert_close(done, their_done, 3e-5)
+    assert torch.equal(state, their_state)
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2M", "Heun", "UniPC"])
+@pytest.mark.parametrize("task", ["image2image", "inpaint"])
+@pytest.mark.parametrize("strength", [0.3, 0.75])
+def test_refiner_with_strength(made: Make, task: str, name: str, strength: float) -> None:
+    scheduler, options = SCHEDULERS[name]
+    made(REFINER, task).scheduled(scheduler, **options).compare(
+        **task_inputs(task),
+        strength=strength,
+        num_inference_steps=8,
+        aesthetic_score=8.0,
+        negative_prompt="a bench",
+    )
+
+
+def test_denoising_start_overrules_strength(made: Make) -> None:
+    noisy = 5 * torch.randn(1, 4, 8, 8, generator=generators(1))
+    pair = made(REFINER, "image2image")
+    results = [
+        pair.ours(PROMPT, image=noisy, denoising_start=0.5, strength=strength, num_inference_steps=6,
+                  generator=generators(2), output_type="pt").images
+        for strength in (0.1, 1.0)
+    ]  # fmt: skip
+    assert torch.equal(*results)
+    pair.compare(image=noisy, denoising_start=0.5, strength=0.1, num_inference_steps=6)
+
+
+@pytest.mark.parametrize("checkpoint", [BASE, INPAINT, REFINER])
+def test_batch_of_crops(made: Make, checkpoint: str) -> None:
+    """The reference crops and pastes one picture, so each of ours is compared with a call of its own."""
+    pair = made(checkpoint, "inpaint")
+    pictures = [photo(1, 120, 90), photo(2, 96, 128)]
+    masks = [mask((70, 30, 90, 50), 120, 90), mask((10, 20, 60, 44), 96, 128)]
+    prompts = ["a cat", "a castle in the park"]
+    options: dict[str, Any] = {
+        "padding_mask_crop": 8,
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "strength": 0.9,
+    }
+    together = pair.ours(
+        prompts, image=pictures, mask_image=masks, generator=generators([1, 2]), **options
+    ).images
+    for row, result in enumerate(together):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = pair.theirs(
+                prompts[row],
+                image=pictures[row],
+                mask_image=masks[row],
+                generator=generators(1 + row),
+                **options,
+            ).images
+        assert result.size == pictures[row].size
+        assert_close(as_tensor([result]), as_tensor(alone), 1.001 / 255)
