@@ -91,6 +91,18 @@ class CrossAttnDownBlock2D(DownBlock2D):
         return x, tuple(kept)
 
 
+class UNetMidBlock2D(nn.Module):
+    """One residual block at the coarsest resolution: the middle of SDXL's small ControlNets."""
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([level.resnet(level.channels)])
+
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
+        (resnet,) = self.resnets
+        return resnet(x, temb)
+
+
 class UNetMidBlock2DCrossAttn(nn.Module):
     """A transformer between two residual blocks, at the coarsest resolution."""
 
@@ -147,6 +159,7 @@ DOWN_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {
     "CrossAttnDownBlock2D": CrossAttnDownBlock2D,
 }
 MID_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {
+    "UNetMidBlock2D": UNetMidBlock2D,
     "UNetMidBlock2DCrossAttn": UNetMidBlock2DCrossAttn,
 }
 UP_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {

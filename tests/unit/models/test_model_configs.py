@@ -21,7 +21,7 @@ UNET_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "middle": (
         {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
-        r"mid_block_type = 'UNetMidBlock2DSimpleCrossAttn' .* Supported: UNetMidBlock2DCrossAttn, None\.",
+        r"mid_block_type = 'UNetMidBlock2DSimpleCrossAttn' .* Supported: UNetMidBlock2D, UNetMidBlock2DCross",
     ),
     "addition": (
         {"addition_embed_type": "image"},
