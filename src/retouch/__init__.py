@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names below once more, for editors and type checkers
+    from retouch.editing.compare import compare as compare
     from retouch.errors import (
         Cancelled as Cancelled,
         CheckpointError as CheckpointError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         RetouchError as RetouchError,
     )
     from retouch.images.processor import VaeImageProcessor as VaeImageProcessor
+    from retouch.images.seam import seam_score as seam_score
     from retouch.models.autoencoder import AutoencoderKL as AutoencoderKL
     from retouch.models.unet import UNet2DConditionModel as UNet2DConditionModel
     from retouch.pipelines.auto import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         StableDiffusionXLInpaintPipeline as StableDiffusionXLInpaintPipeline,
         StableDiffusionXLPipeline as StableDiffusionXLPipeline,
     )
+    from retouch.pipelines.recording import Recording as Recording
     from retouch.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from retouch.schedulers.ddpm import DDPMScheduler as DDPMScheduler
     from retouch.schedulers.dpm_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -59,6 +62,9 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "retouch.editing.compare": ("compare",),
+    "retouch.images.seam": ("seam_score",),
+    "retouch.pipelines.recording": ("Recording",),
     "retouch.errors": (
         "Cancelled",
         "CheckpointError",

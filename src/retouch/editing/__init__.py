@@ -1,0 +1,1 @@
+"""What a person asks for, on top of the pipelines."""
