@@ -119,6 +119,35 @@ _SDXL_REFINER = _SDXL | {
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
 
+_KANDINSKY_DECODER = _NEWER_KEYS | {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.18.0.dev0",
+    "act_fn": "silu",
+    "addition_embed_type": "image",
+    "attention_head_dim": 64,
+    "block_out_channels": [384, 768, 1152, 1536],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    "downsample_padding": 1,
+    "encoder_hid_dim": 1280,
+    "encoder_hid_dim_type": "image_proj",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 3,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 8,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 64,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+
 UNETS: dict[str, dict[str, Any]] = {
     "SD 1.5": _SD_1,
     "SD 1.5 inpainting": _SD_1 | {"in_channels": 9},
@@ -128,6 +157,8 @@ UNETS: dict[str, dict[str, Any]] = {
     "SDXL base": _SDXL,
     "SDXL inpainting": _SDXL_INPAINTING,
     "SDXL refiner": _SDXL_REFINER,
+    "Kandinsky 2.2 decoder": _KANDINSKY_DECODER,
+    "Kandinsky 2.2 decoder for inpainting": _KANDINSKY_DECODER | {"in_channels": 9},
 }
 
 _VAE: dict[str, Any] = {
@@ -158,5 +189,72 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "shift_factor": None,
         "use_post_quant_conv": True,
         "use_quant_conv": True,
+    },
+}
+
+MOVQS: dict[str, dict[str, Any]] = {
+    "Kandinsky 2.2": {
+        "_class_name": "VQModel",
+        "_diffusers_version": "0.18.0.dev0",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "norm_type": "spatial",
+        "num_vq_embeddings": 16384,
+        "out_channels": 3,
+        "sample_size": 32,
+        "scaling_factor": 0.18215,
+        "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
+        "vq_embed_dim": 4,
+    }
+}
+
+PRIORS: dict[str, dict[str, Any]] = {
+    "Kandinsky 2.2": {
+        "_class_name": "PriorTransformer",
+        "_diffusers_version": "0.17.0.dev0",
+        "added_emb_type": "prd",
+        "additional_embeddings": 4,
+        "attention_head_dim": 64,
+        "clip_embed_dim": None,
+        "dropout": 0.0,
+        "embedding_dim": 1280,
+        "embedding_proj_dim": None,
+        "embedding_proj_norm_type": None,
+        "encoder_hid_proj_type": "linear",
+        "norm_in_type": None,
+        "num_attention_heads": 32,
+        "num_embeddings": 77,
+        "num_layers": 20,
+        "time_embed_act_fn": "silu",
+        "time_embed_dim": None,
+    }
+}
+
+# Of the decoder's DDPMScheduler and the prior's UnCLIPScheduler.
+KANDINSKY_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "decoder": {
+        "beta_end": 0.012,
+        "beta_schedule": "linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "dynamic_thresholding_ratio": 0.995,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "sample_max_value": 2.0,
+        "thresholding": True,
+        "variance_type": "learned_range",
+    },
+    "prior": {
+        "clip_sample": True,
+        "clip_sample_range": 5.0,
+        "num_train_timesteps": 1000,
+        "prediction_type": "sample",
+        "variance_type": "fixed_small_log",
     },
 }

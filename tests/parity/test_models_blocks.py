@@ -9,7 +9,7 @@ import pytest
 import torch
 from closeness import assert_close, share_weights
 from diffusers.models import attention as their_attention, embeddings, resnet
-from diffusers.models.attention_processor import Attention as TheirAttention
+from diffusers.models.attention_processor import Attention as TheirAttention, AttnAddedKVProcessor2_0
 from diffusers.models.downsampling import Downsample2D as TheirDownsample
 from diffusers.models.transformers.transformer_2d import Transformer2DModel as TheirTransformer
 from diffusers.models.unets import unet_2d_blocks as their_blocks
@@ -35,21 +35,29 @@ LEVEL = Level(
     groups=4,
     eps=1e-5,
     downsample_padding=1,
-    heads=4,
+    attention_head_dim=4,
     transformer_layers=2,
     cross_attention_dim=TEXT_WIDTH,
     use_linear_projection=False,
     only_cross_attention=False,
+    scale_shift=False,
 )
 # At the small scale a wrong epsilon in a norm shows.
 SCALES = (1, 1e-3)
 
 LEVELS = {
     "SD 1": LEVEL,
-    "SD 2": replace(LEVEL, use_linear_projection=True, heads=2, layers=1),
+    "SD 2": replace(LEVEL, use_linear_projection=True, attention_head_dim=2, layers=1),
     "at the edge": replace(LEVEL, is_finest=True, is_coarsest=True, below=16),
     "only cross-attention": replace(LEVEL, only_cross_attention=True),
     "padding on one side": replace(LEVEL, downsample_padding=0),
+    "scale and shift": replace(LEVEL, scale_shift=True),
+}
+# Those that the simple blocks are made for.
+SIMPLE_LEVELS = {
+    "Kandinsky": replace(LEVEL, scale_shift=True),
+    "at the edge": replace(LEVEL, scale_shift=True, is_finest=True, is_coarsest=True, below=16),
+    "time added": replace(LEVEL, attention_head_dim=8, layers=1),
 }
 
 
@@ -121,7 +129,7 @@ def test_downsample(padding: int, size: tuple[int, int]) -> None:
 def test_upsample(size: tuple[int, int] | None) -> None:
     ours, theirs = pair(layers.Upsample2D(8), TheirUpsample(8, use_conv=True))
     x = torch.randn(2, 8, 7, 5)
-    assert_close(ours(x, size), theirs(x, size))
+    assert_close(ours(x, size=size), theirs(x, size))
 
 
 @pytest.mark.parametrize("text_width", [None, TEXT_WIDTH])
@@ -194,13 +202,14 @@ def arguments(level: Level) -> dict[str, Any]:
         "temb_channels": level.temb_channels,
         "resnet_groups": level.groups,
         "resnet_eps": level.eps,
+        "resnet_time_scale_shift": "scale_shift" if level.scale_shift else "default",
     }
 
 
 def attention_arguments(level: Level) -> dict[str, Any]:
     return {
         "transformer_layers_per_block": level.transformer_layers,
-        "num_attention_heads": level.heads,
+        "num_attention_heads": level.attention_head_dim,
         "cross_attention_dim": level.cross_attention_dim,
         "use_linear_projection": level.use_linear_projection,
     }
@@ -262,6 +271,98 @@ def test_mid_block(level: Level) -> None:
     )
     x, temb, text = inputs(level.channels)
     assert_close(ours(x, temb, text), theirs(x, temb, text))
+
+
+def simple_arguments(level: Level, name: str) -> dict[str, Any]:
+    if "SimpleCrossAttn" not in name:
+        return {}
+    return {
+        "attention_head_dim": level.attention_head_dim,
+        "cross_attention_dim": level.cross_attention_dim,
+    }
+
+
+@pytest.mark.parametrize("level", SIMPLE_LEVELS.values(), ids=SIMPLE_LEVELS.keys())
+@pytest.mark.parametrize("name", ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"])
+def test_simple_down_block(name: str, level: Level) -> None:
+    settings = arguments(level) | {"num_layers": level.layers, "add_downsample": not level.is_coarsest}
+    settings |= simple_arguments(level, name)
+    ours, theirs = pair(unet_blocks.DOWN_BLOCKS[name](level), getattr(their_blocks, name)(**settings))
+    x, temb, context = torch.randn(2, level.above, 8, 6), *inputs(level.above)[1:]
+    our_result, our_kept = ours(x, temb, context)
+    extra = {"encoder_hidden_states": context} if "Attn" in name else {}
+    their_result, their_kept = theirs(x, temb, **extra)
+    assert_close(our_result, their_result)
+    assert len(our_kept) == len(their_kept) == level.layers + (not level.is_coarsest)
+    for our_output, their_output in zip(our_kept, their_kept, strict=True):
+        assert_close(our_output, their_output)
+
+
+@pytest.mark.parametrize("level", SIMPLE_LEVELS.values(), ids=SIMPLE_LEVELS.keys())
+@pytest.mark.parametrize("name", ["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"])
+def test_simple_up_block(name: str, level: Level) -> None:
+    settings = arguments(level) | {
+        "num_layers": level.layers + 1,
+        "prev_output_channel": level.below,
+        "add_upsample": not level.is_finest,
+    }
+    settings |= simple_arguments(level, name)
+    ours, theirs = pair(unet_blocks.UP_BLOCKS[name](level), getattr(their_blocks, name)(**settings))
+    x, temb, context = inputs(level.below)
+    skips = [torch.randn(2, channels, 7, 5) for channels in (level.above, *[level.channels] * level.layers)]
+    extra = {"encoder_hidden_states": context} if "Attn" in name else {}
+    expected = theirs(x, tuple(skips), temb, **extra)
+    assert_close(ours(x, temb, context, [torch.randn(2, level.above, 14, 10), *skips]), expected)
+
+
+def test_simple_mid_block() -> None:
+    name, level = "UNetMidBlock2DSimpleCrossAttn", SIMPLE_LEVELS["Kandinsky"]
+    settings = arguments(level) | simple_arguments(level, name) | {"in_channels": level.channels}
+    settings.pop("out_channels")
+    ours, theirs = pair(unet_blocks.MID_BLOCKS[name](level), getattr(their_blocks, name)(**settings))
+    x, temb, context = inputs(level.channels)
+    assert_close(ours(x, temb, context), theirs(x, temb, context))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_attention_with_an_added_context(scale: float) -> None:
+    theirs = TheirAttention(
+        16,
+        16,
+        heads=2,
+        dim_head=8,
+        bias=True,
+        added_kv_proj_dim=TEXT_WIDTH,
+        norm_num_groups=4,
+        processor=AttnAddedKVProcessor2_0(),
+    )
+    ours = attention.AddedContextAttention(16, TEXT_WIDTH, heads=2, dim_head=8, groups=4)
+    ours, theirs = pair(ours, theirs)
+    x, context = scale * torch.randn(2, 16, 5, 3), 3 * torch.randn(2, 9, TEXT_WIDTH)
+    assert_close(ours(x, context), theirs(x, encoder_hidden_states=context))
+
+
+def test_odd_sizes_halve_and_come_back() -> None:
+    """The reference drops the last row and column of an odd size, and then fails to come back to it."""
+    down = layers.DownResnetBlock2D(8, 8, TIME_WIDTH, groups=4, eps=1e-5)
+    up = layers.UpResnetBlock2D(8, 8, TIME_WIDTH, groups=4, eps=1e-5)
+    x, temb = torch.randn(1, 8, 7, 5), torch.randn(1, TIME_WIDTH)
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 1), mode="replicate")
+    assert_close(down.resized(x, None), down.resized(padded, None))
+    assert down(x, temb).shape == (1, 8, 4, 3)
+    assert up(down(x, temb), temb, (7, 5)).shape == x.shape
+    small = torch.randn(1, 8, 4, 3)
+    assert_close(up.resized(small, (7, 5)), up.resized(small, None)[..., :7, :5], 0)
+
+
+def test_image_embeddings() -> None:
+    embeds = torch.randn(2, 10)
+    ours, theirs = pair(layers.ImageProjection(10, 6), embeddings.ImageProjection(10, 6))
+    assert_close(ours(embeds), theirs(embeds))
+    ours, theirs = pair(
+        layers.ImageTimeEmbedding(10, TIME_WIDTH), embeddings.ImageTimeEmbedding(10, TIME_WIDTH)
+    )
+    assert_close(ours(embeds), theirs(embeds))
 
 
 @pytest.mark.parametrize("scale", SCALES)

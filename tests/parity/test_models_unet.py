@@ -48,6 +48,19 @@ REFINER = SDXL | {
     "transformer_layers_per_block": 2,
     "projection_class_embeddings_input_dim": 5 * SIZE_WIDTH + POOLED_WIDTH,
 }
+KANDINSKY = SD_1 | {
+    "block_out_channels": (8, 16, 24),
+    "layers_per_block": 2,
+    "out_channels": 8,
+    "down_block_types": ("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * 2),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": (*("SimpleCrossAttnUpBlock2D",) * 2, "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 4,
+    "resnet_time_scale_shift": "scale_shift",
+    "encoder_hid_dim": POOLED_WIDTH,
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "SD 1": SD_1,
     "SD 1 inpainting": SD_1 | {"in_channels": 9},
@@ -55,6 +68,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "SDXL base": SDXL,
     "SDXL inpainting": SDXL | {"in_channels": 9},
     "SDXL refiner": REFINER,
+    "Kandinsky 2.2": KANDINSKY,
+    "Kandinsky 2.2 inpainting": KANDINSKY | {"in_channels": 9},
     "LCM": SD_1 | {"time_cond_proj_dim": 6},
     "no middle": SD_1 | {"mid_block_type": None},
     "each level its own": SD_1
@@ -91,7 +106,10 @@ def inputs(
     }
     if "time_cond_proj_dim" in settings:
         given["timestep_cond"] = torch.randn(batch, settings["time_cond_proj_dim"])
-    if "addition_embed_type" in settings:
+    if settings.get("addition_embed_type") == "image":
+        given |= {"encoder_hidden_states": None}
+        given["added_cond_kwargs"] = {"image_embeds": torch.randn(batch, POOLED_WIDTH)}
+    elif "addition_embed_type" in settings:
         ids = (settings["projection_class_embeddings_input_dim"] - POOLED_WIDTH) // SIZE_WIDTH
         given["added_cond_kwargs"] = {
             "text_embeds": torch.randn(batch, POOLED_WIDTH),
@@ -103,7 +121,7 @@ def inputs(
 def cast(given: Any, dtype: torch.dtype) -> Any:
     if isinstance(given, dict):
         return {key: cast(value, dtype) for key, value in given.items()}
-    return given.to(dtype) if given.is_floating_point() else given
+    return given.to(dtype) if given is not None and given.is_floating_point() else given
 
 
 @pytest.mark.parametrize("settings", FAMILIES.values(), ids=FAMILIES.keys())
@@ -160,7 +178,7 @@ def test_control_residuals(family: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", ["SD 1", "SDXL base", "LCM"])
+@pytest.mark.parametrize("family", ["SD 1", "SDXL base", "LCM", "Kandinsky 2.2"])
 def test_half_precision(family: str, dtype: torch.dtype) -> None:
     settings = FAMILIES[family]
     ours, theirs = pair(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,10 @@ def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention from tokens to a context, or among the tokens themselves without one."""
+    """Multi-head attention from tokens to a context, or among the tokens themselves without one.
+
+    A mask is (batch, 1, tokens, context) and says who may look at what.
+    """
 
     def __init__(
         self,
@@ -43,13 +47,17 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, inner, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim))  # a list of one: the key is to_out.0
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         context = tokens if context is None else context
+        return self.attend(self.to_q(tokens), self.to_k(context), self.to_v(context), mask=mask)
+
+    def attend(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The result of queries, keys and values, each (batch, tokens, heads * dim_head)."""
         query, key, value = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, dim_head)
-            for projected in (self.to_q(tokens), self.to_k(context), self.to_v(context))
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, dim_head)
+            for part in projected
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
 
@@ -60,8 +68,35 @@ class SpatialAttention(Attention):
         super().__init__(channels, heads=1, dim_head=channels, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return x + to_map(super().forward(to_tokens(self.group_norm(x)), context), x.shape[2:])
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x + to_map(super().forward(to_tokens(self.group_norm(x))), x.shape[2:])
+
+
+class AddedContextAttention(Attention):
+    """Attention of a feature map's pixels to a context and, at the same time, among themselves."""
+
+    def __init__(self, channels: int, context_dim: int, *, heads: int, dim_head: int, groups: int) -> None:
+        super().__init__(channels, heads=heads, dim_head=dim_head, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels)
+        self.add_k_proj = nn.Linear(context_dim, heads * dim_head)
+        self.add_v_proj = nn.Linear(context_dim, heads * dim_head)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        tokens = to_tokens(self.group_norm(x))
+        key = torch.cat([self.add_k_proj(context), self.to_k(tokens)], dim=1)
+        value = torch.cat([self.add_v_proj(context), self.to_v(tokens)], dim=1)
+        return to_map(self.attend(self.to_q(tokens), key, value), x.shape[2:]) + x
+
+
+class GELU(nn.Module):
+    """A linear layer and its activation, as one entry of a checkpoint."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
 
 
 class GEGLU(nn.Module):
@@ -77,12 +112,12 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The transformer's two layers with a gated activation, four times as wide inside."""
+    """The transformer's two layers, four times as wide inside; the activation is gated in a UNet."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, activation: type[GEGLU] | type[GELU] = GEGLU) -> None:
         super().__init__()
         # The empty place is a dropout in the original, and counts in the checkpoint's keys.
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        self.net = nn.Sequential(activation(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

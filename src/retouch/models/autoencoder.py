@@ -7,7 +7,7 @@ choosing a dtype where `config.force_upcast` says that half precision overflows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,15 +25,19 @@ from retouch.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 _EPS = 1e-6
 
 _SPELLED_TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
-_ATTENTION_WEIGHT = re.compile(r"mid_block\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
+_OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
+_ATTENTION_WEIGHT = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
 
 
 @dataclass(frozen=True)
-class AutoencoderKLConfig(Config):
-    """Settings under the names and with the defaults of published config.json files."""
+class CoderConfig(Config):
+    """What the autoencoders have in common, under the names and with the defaults of published config.json
+    files. Tuples list one value for each level, in the order in which pixels or latents pass them; the
+    channels start at the finest.
+    """
 
     neutral: ClassVar = {"act_fn": "silu"}
+    supported_blocks: ClassVar[Mapping[str, tuple[str, ...]]]
 
     in_channels: int = 3
     out_channels: int = 3
@@ -41,31 +45,41 @@ class AutoencoderKLConfig(Config):
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
     block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
-    latent_channels: int = 4
     norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    # For the caller that scales latents.
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        for key, supported in self.supported_blocks.items():
+            names, count = getattr(self, key), len(self.block_out_channels)
+            if not set(names) <= set(supported) or len(names) != count:
+                raise ConfigError(
+                    f"{key} = {names!r} is not supported by {type(self).__name__.removesuffix('Config')}. "
+                    f"Supported: {' and '.join(supported)}, one for each of block_out_channels = "
+                    f"{self.block_out_channels}. Use a checkpoint made of those."
+                )
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig(CoderConfig):
+    """Settings under the names and with the defaults of published config.json files."""
+
+    supported_blocks: ClassVar = {
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+    }
+
+    latent_channels: int = 4
     # The side of a tile in pixels, if tiling is enabled.
     sample_size: int | tuple[int, int] = 32
-    mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     # For the callers that scale latents and choose a dtype.
-    scaling_factor: float = 0.18215
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True
-
-    def __post_init__(self) -> None:
-        for key, supported in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ):
-            names, count = getattr(self, key), len(self.block_out_channels)
-            if set(names) != {supported} or len(names) != count:
-                raise ConfigError(
-                    f"{key} = {names!r} is not supported by AutoencoderKL. Supported: {supported}, once for "
-                    f"each of block_out_channels = {self.block_out_channels}. Use a checkpoint made of those."
-                )
 
 
 class DownEncoderBlock2D(nn.Module):
@@ -80,6 +94,26 @@ class DownEncoderBlock2D(nn.Module):
         for layer in (*self.resnets, *self.downsamplers):
             x = layer(x)
         return x
+
+
+class AttnDownEncoderBlock2D(DownEncoderBlock2D):
+    """The same with attention among all pixels after each residual block."""
+
+    def __init__(self, in_channels: int, channels: int, *, layers: int, groups: int, is_last: bool) -> None:
+        super().__init__(in_channels, channels, layers=layers, groups=groups, is_last=is_last)
+        self.attentions = nn.ModuleList(
+            SpatialAttention(channels, groups=groups, eps=_EPS) for _ in self.resnets
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x))
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+_DOWN_BLOCKS = {block.__name__: block for block in (DownEncoderBlock2D, AttnDownEncoderBlock2D)}
 
 
 class UpDecoderBlock2D(nn.Module):
@@ -120,24 +154,24 @@ def _resnets(in_channels: int, channels: int, count: int, groups: int) -> nn.Mod
 
 
 class Encoder(nn.Module):
-    """Pixels to the mean and the logarithm of the variance of their latents, stacked as channels."""
+    """Pixels to `out_channels` at the coarsest resolution: latents, or what describes them."""
 
-    def __init__(self, config: AutoencoderKLConfig) -> None:
+    def __init__(self, config: CoderConfig, out_channels: int) -> None:
         super().__init__()
         channels, groups, layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
         last = len(channels) - 1
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownEncoderBlock2D(
+            _DOWN_BLOCKS[name](
                 channels[max(index - 1, 0)], width, layers=layers, groups=groups, is_last=index == last
             )
-            for index, width in enumerate(channels)
+            for index, (name, width) in enumerate(zip(config.down_block_types, channels, strict=True))
         )
         self.mid_block = UNetMidBlock2D(
             channels[-1], groups=groups, add_attention=config.mid_block_add_attention
         )
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -214,7 +248,8 @@ class AutoencoderKL(Pretrained, nn.Module):
         super().__init__()
         self.config = config = AutoencoderKLConfig.from_dict(settings)
         latent = config.latent_channels
-        self.encoder = Encoder(config)
+        # The mean and the logarithm of the variance of each latent.
+        self.encoder = Encoder(config, 2 * latent)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
@@ -282,13 +317,17 @@ class AutoencoderKL(Pretrained, nn.Module):
 
     @classmethod
     def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename attention's query, key, value and proj_attn; the oldest files hold them as convolutions."""
-        renamed = {}
-        for key, tensor in state.items():
-            key = _OLD_ATTENTION.sub(lambda found: f"{found[1]}{_SPELLED_TODAY[found[2]]}.", key)
-            is_convolution = _ATTENTION_WEIGHT.search(key) and tensor.ndim == 4
-            renamed[key] = tensor.flatten(1) if is_convolution else tensor
-        return renamed
+        return attention_spelled_today(state)
+
+
+def attention_spelled_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename attention's query, key, value and proj_attn; the oldest files hold them as convolutions."""
+    renamed = {}
+    for key, tensor in state.items():
+        key = _OLD_ATTENTION.sub(lambda found: f"{found[1]}{_SPELLED_TODAY[found[2]]}.", key)
+        is_convolution = _ATTENTION_WEIGHT.search(key) and tensor.ndim == 4
+        renamed[key] = tensor.flatten(1) if is_convolution else tensor
+    return renamed
 
 
 def tiled(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int, overlap: float) -> Tensor:

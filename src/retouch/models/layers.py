@@ -45,8 +45,37 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
+class ImageProjection(nn.Module):
+    """An image embedding as the tokens that a UNet attends to."""
+
+    TOKENS = 32
+
+    def __init__(self, image_dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.image_embeds = nn.Linear(image_dim, self.TOKENS * context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, image_embeds: Tensor) -> Tensor:
+        return self.norm(self.image_embeds(image_embeds).unflatten(1, (self.TOKENS, -1)))
+
+
+class ImageTimeEmbedding(nn.Module):
+    """An image embedding as a summand of the time embedding."""
+
+    def __init__(self, image_dim: int, time_embed_dim: int) -> None:
+        super().__init__()
+        self.image_proj = nn.Linear(image_dim, time_embed_dim)
+        self.image_norm = nn.LayerNorm(time_embed_dim)
+
+    def forward(self, image_embeds: Tensor) -> Tensor:
+        return self.image_norm(self.image_proj(image_embeds))
+
+
 class ResnetBlock2D(nn.Module):
-    """Norm, SiLU, convolution, twice, around a shortcut; the time embedding is added in the middle."""
+    """Norm, SiLU, convolution, twice, around a shortcut; the time embedding comes in at the middle.
+
+    It is added before the second norm or, with `scale_shift`, scales and shifts what that norm returns.
+    """
 
     def __init__(
         self,
@@ -56,25 +85,57 @@ class ResnetBlock2D(nn.Module):
         *,
         groups: int,
         eps: float,
+        scale_shift: bool = False,
     ) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = None if temb_channels is None else nn.Linear(temb_channels, out_channels)
+        width = 2 * out_channels if scale_shift else out_channels
+        self.time_emb_proj = None if temb_channels is None else nn.Linear(temb_channels, width)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if temb is not None and self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, temb: Tensor | None = None, size: Sequence[int] | None = None) -> Tensor:
+        h = self.conv1(self.resized(F.silu(self.norm1(x)), size))
+        x = self.resized(x, size)
+        if temb is None or self.time_emb_proj is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = self.time_emb_proj(F.silu(temb))[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + self.time_emb_proj(F.silu(temb))[:, :, None, None])
+        h = self.conv2(F.silu(h))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+    def resized(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        """What comes in, and its shortcut, at the resolution that goes out: here the same."""
+        return x
+
+
+class DownResnetBlock2D(ResnetBlock2D):
+    """A residual block that halves height and width on the way by averaging."""
+
+    def resized(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        return F.avg_pool2d(x, 2, ceil_mode=True)  # of an odd size, the last row and column stay
+
+
+class UpResnetBlock2D(ResnetBlock2D):
+    """A residual block that doubles height and width, or reaches `size`, on the way."""
+
+    def resized(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        return _enlarged(x, size)
+
+
+def _enlarged(x: Tensor, size: Sequence[int] | None) -> Tensor:
+    height, width = (2 * x.shape[-2], 2 * x.shape[-1]) if size is None else size
+    return F.interpolate(x, size=(height, width), mode="nearest")
 
 
 class Downsample2D(nn.Module):
-    """Halve height and width by a strided convolution."""
+    """Halve height and width by a strided convolution. The time embedding plays no part in it."""
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
@@ -82,17 +143,16 @@ class Downsample2D(nn.Module):
         self.pads_one_side = padding == 0
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads_one_side else x)
 
 
 class Upsample2D(nn.Module):
-    """Double height and width, or reach `size`, by nearest neighbour; then convolve."""
+    """Double height and width, or reach `size`, by nearest neighbour; then convolve. No time embedding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        height, width = (2 * x.shape[-2], 2 * x.shape[-1]) if size is None else size
-        return self.conv(F.interpolate(x, size=(height, width), mode="nearest"))
+    def forward(self, x: Tensor, temb: Tensor | None = None, size: Sequence[int] | None = None) -> Tensor:
+        return self.conv(_enlarged(x, size))

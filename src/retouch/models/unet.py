@@ -1,4 +1,4 @@
-"""The UNet that predicts noise: Stable Diffusion 1.x and 2.x, SDXL and its refiner.
+"""The UNet that predicts noise: Stable Diffusion 1.x and 2.x, SDXL and its refiner, Kandinsky 2.2's decoder.
 
 Given noisy latents, a timestep and what the picture should show, it returns its prediction. It knows nothing
 of guidance, schedules or masks.
@@ -68,7 +68,7 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         self,
         sample: Tensor,
         timestep: Tensor | float,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
         *,
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
@@ -78,15 +78,17 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
     ) -> UNet2DConditionOutput:
         """Predict from (batch, in_channels, height, width) latents of any height and width.
 
-        `timestep` is one for all or one per row. The residuals are a ControlNet's: one for each kept tensor,
-        in the order of the way down, and one for the middle.
+        `timestep` is one for all or one per row. A model that is told an image embedding takes it in
+        `added_cond_kwargs`, and no `encoder_hidden_states`. The residuals are a ControlNet's: one for each
+        kept tensor, in the order of the way down, and one for the middle.
         """
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
-        x, kept = self.encode(self.conv_in(sample), temb, encoder_hidden_states)
+        context = self.context(encoder_hidden_states, added_cond_kwargs)
+        x, kept = self.encode(self.conv_in(sample), temb, context)
         if down_block_additional_residuals is not None:
             kept = [skip + extra for skip, extra in zip(kept, down_block_additional_residuals, strict=True)]
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         for block in self.up_blocks:
-            x = block(x, temb, encoder_hidden_states, kept)
+            x = block(x, temb, context, kept)
         return UNet2DConditionOutput(self.conv_out(F.silu(self.conv_norm_out(x))))

@@ -1,7 +1,8 @@
 """The blocks of a UNet: one per resolution on the way down, one in the middle, one each on the way up.
 
 A block is built from a `Level` and found by the name that configs use. Every block takes the same arguments,
-whether it attends to the text or not, so the UNet need not know which is which.
+whether it attends to a context (the text's states, or an image embedding's) or not, so the UNet need not know
+which is which.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from retouch.models.attention import Transformer2DModel
-from retouch.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
+from retouch.models.attention import AddedContextAttention, Transformer2DModel
+from retouch.models.layers import (
+    DownResnetBlock2D,
+    Downsample2D,
+    ResnetBlock2D,
+    UpResnetBlock2D,
+    Upsample2D,
+)
 
 
 @dataclass(frozen=True)
@@ -30,24 +37,43 @@ class Level:
     groups: int
     eps: float
     downsample_padding: int
-    heads: int
+    # Two readings, as published configs have it: the number of heads of a transformer, and the width of a
+    # head of the simple attention blocks.
+    attention_head_dim: int
     transformer_layers: int
     cross_attention_dim: int
     use_linear_projection: bool
     only_cross_attention: bool
+    scale_shift: bool
 
-    def resnet(self, in_channels: int) -> ResnetBlock2D:
-        return ResnetBlock2D(in_channels, self.channels, self.temb_channels, groups=self.groups, eps=self.eps)
+    def resnet(self, in_channels: int, kind: type[ResnetBlock2D] = ResnetBlock2D) -> ResnetBlock2D:
+        return kind(
+            in_channels,
+            self.channels,
+            self.temb_channels,
+            groups=self.groups,
+            eps=self.eps,
+            scale_shift=self.scale_shift,
+        )
 
     def transformer(self, only_cross_attention: bool) -> Transformer2DModel:
         return Transformer2DModel(
             self.channels,
-            heads=self.heads,
+            heads=self.attention_head_dim,
             num_layers=self.transformer_layers,
             cross_attention_dim=self.cross_attention_dim,
             groups=self.groups,
             use_linear_projection=self.use_linear_projection,
             only_cross_attention=only_cross_attention,
+        )
+
+    def simple_attention(self) -> AddedContextAttention:
+        return AddedContextAttention(
+            self.channels,
+            self.cross_attention_dim,
+            heads=self.channels // self.attention_head_dim,
+            dim_head=self.attention_head_dim,
+            groups=self.groups,
         )
 
 
@@ -58,37 +84,55 @@ class DownBlock2D(nn.Module):
         super().__init__()
         channels = (level.above, *[level.channels] * (level.layers - 1))
         self.resnets = nn.ModuleList(level.resnet(count) for count in channels)
-        self.downsamplers = nn.ModuleList()
-        if not level.is_coarsest:
-            self.downsamplers.append(Downsample2D(level.channels, level.downsample_padding))
+        self.downsamplers = nn.ModuleList([] if level.is_coarsest else [self.new_downsampler(level)])
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def new_downsampler(self, level: Level) -> nn.Module:
+        return Downsample2D(level.channels, level.downsample_padding)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept = []
         for resnet in self.resnets:
             x = resnet(x, temb)
             kept.append(x)
         for downsample in self.downsamplers:
-            x = downsample(x)
+            x = downsample(x, temb)
             kept.append(x)
         return x, tuple(kept)
+
+
+class ResnetDownsampleBlock2D(DownBlock2D):
+    """The same with a residual block to halve the resolution."""
+
+    def new_downsampler(self, level: Level) -> nn.Module:
+        return level.resnet(level.channels, DownResnetBlock2D)
 
 
 class CrossAttnDownBlock2D(DownBlock2D):
-    """The same with a transformer after each residual block."""
+    """The plain block with a transformer after each residual block."""
 
     def __init__(self, level: Level) -> None:
         super().__init__(level)
-        self.attentions = nn.ModuleList(level.transformer(level.only_cross_attention) for _ in self.resnets)
+        self.attentions = nn.ModuleList(self.new_attention(level) for _ in self.resnets)
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.transformer(level.only_cross_attention)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept = []
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = attention(resnet(x, temb), text)
+            x = attention(resnet(x, temb), context)
             kept.append(x)
         for downsample in self.downsamplers:
-            x = downsample(x)
+            x = downsample(x, temb)
             kept.append(x)
         return x, tuple(kept)
+
+
+class SimpleCrossAttnDownBlock2D(ResnetDownsampleBlock2D, CrossAttnDownBlock2D):
+    """Both, with attention alone in place of a whole transformer."""
+
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.simple_attention()
 
 
 class UNetMidBlock2D(nn.Module):
@@ -98,7 +142,7 @@ class UNetMidBlock2D(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList([level.resnet(level.channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         (resnet,) = self.resnets
         return resnet(x, temb)
 
@@ -109,12 +153,22 @@ class UNetMidBlock2DCrossAttn(nn.Module):
     def __init__(self, level: Level) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(level.resnet(level.channels) for _ in range(2))
-        self.attentions = nn.ModuleList([level.transformer(only_cross_attention=False)])
+        self.attentions = nn.ModuleList([self.new_attention(level)])
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.transformer(only_cross_attention=False)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         first, last = self.resnets
         (attention,) = self.attentions
-        return last(attention(first(x, temb), text), temb)
+        return last(attention(first(x, temb), context), temb)
+
+
+class UNetMidBlock2DSimpleCrossAttn(UNetMidBlock2DCrossAttn):
+    """The same with attention alone in place of a whole transformer."""
+
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.simple_attention()
 
 
 class UpBlock2D(nn.Module):
@@ -127,42 +181,55 @@ class UpBlock2D(nn.Module):
         self.resnets = nn.ModuleList(
             level.resnet(count + skip) for count, skip in zip(incoming, skipped, strict=True)
         )
-        self.upsamplers = nn.ModuleList()
-        if not level.is_finest:
-            self.upsamplers.append(Upsample2D(level.channels))
+        self.upsamplers = nn.ModuleList([] if level.is_finest else [self.new_upsampler(level)])
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor, kept: list[Tensor]) -> Tensor:
+    def new_upsampler(self, level: Level) -> nn.Module:
+        return Upsample2D(level.channels)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor, kept: list[Tensor]) -> Tensor:
         for resnet in self.resnets:
             x = resnet(torch.cat([x, kept.pop()], dim=1), temb)
         for upsample in self.upsamplers:
-            x = upsample(x, kept[-1].shape[-2:])  # an odd size is not twice its half
+            x = upsample(x, temb, kept[-1].shape[-2:])  # an odd size is not twice its half
         return x
+
+
+class ResnetUpsampleBlock2D(UpBlock2D):
+    """The same with a residual block to double the resolution."""
+
+    def new_upsampler(self, level: Level) -> nn.Module:
+        return level.resnet(level.channels, UpResnetBlock2D)
 
 
 class CrossAttnUpBlock2D(UpBlock2D):
-    """The same with a transformer after each residual block."""
+    """The plain block with a transformer after each residual block."""
 
     def __init__(self, level: Level) -> None:
         super().__init__(level)
-        self.attentions = nn.ModuleList(level.transformer(level.only_cross_attention) for _ in self.resnets)
+        self.attentions = nn.ModuleList(self.new_attention(level) for _ in self.resnets)
 
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor, kept: list[Tensor]) -> Tensor:
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.transformer(level.only_cross_attention)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor, kept: list[Tensor]) -> Tensor:
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = attention(resnet(torch.cat([x, kept.pop()], dim=1), temb), text)
+            x = attention(resnet(torch.cat([x, kept.pop()], dim=1), temb), context)
         for upsample in self.upsamplers:
-            x = upsample(x, kept[-1].shape[-2:])
+            x = upsample(x, temb, kept[-1].shape[-2:])
         return x
 
 
-DOWN_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {
-    "DownBlock2D": DownBlock2D,
-    "CrossAttnDownBlock2D": CrossAttnDownBlock2D,
-}
-MID_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {
-    "UNetMidBlock2D": UNetMidBlock2D,
-    "UNetMidBlock2DCrossAttn": UNetMidBlock2DCrossAttn,
-}
-UP_BLOCKS: dict[str, Callable[[Level], nn.Module]] = {
-    "UpBlock2D": UpBlock2D,
-    "CrossAttnUpBlock2D": CrossAttnUpBlock2D,
-}
+class SimpleCrossAttnUpBlock2D(ResnetUpsampleBlock2D, CrossAttnUpBlock2D):
+    """Both, with attention alone in place of a whole transformer."""
+
+    def new_attention(self, level: Level) -> nn.Module:
+        return level.simple_attention()
+
+
+def _by_name(*blocks: Callable[[Level], nn.Module]) -> dict[str, Callable[[Level], nn.Module]]:
+    return {block.__name__: block for block in blocks}
+
+
+DOWN_BLOCKS = _by_name(DownBlock2D, CrossAttnDownBlock2D, ResnetDownsampleBlock2D, SimpleCrossAttnDownBlock2D)
+MID_BLOCKS = _by_name(UNetMidBlock2D, UNetMidBlock2DCrossAttn, UNetMidBlock2DSimpleCrossAttn)
+UP_BLOCKS = _by_name(UpBlock2D, CrossAttnUpBlock2D, ResnetUpsampleBlock2D, SimpleCrossAttnUpBlock2D)

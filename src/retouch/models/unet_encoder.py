@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from retouch.checkpoints.config import Config
 from retouch.errors import ConfigError, InputError
-from retouch.models.layers import TimestepEmbedding, sinusoidal_embedding
+from retouch.models.layers import (
+    ImageProjection,
+    ImageTimeEmbedding,
+    TimestepEmbedding,
+    sinusoidal_embedding,
+)
 from retouch.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, Level
 
 _ONE_NUMBER_OR_ONE_PER_LEVEL = (
@@ -49,7 +54,8 @@ class UNetEncoderConfig(Config):
     downsample_padding: int = 1
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
-    # In truth the number of heads: the published configs carry the wrong name, and keep it.
+    # In truth the number of heads, but for the simple attention blocks: the published configs carry the wrong
+    # name, and keep it.
     attention_head_dim: int | tuple[int, ...] = 8
     transformer_layers_per_block: int | tuple[int, ...] = 1
     cross_attention_dim: int | tuple[int, ...] = 1280
@@ -57,6 +63,9 @@ class UNetEncoderConfig(Config):
     use_linear_projection: bool = False
     # Without effect, as in the reference: fused attention keeps its softmax in float32 by itself.
     upcast_attention: bool | None = False
+    resnet_time_scale_shift: str = "default"
+    encoder_hid_dim: int | None = None
+    encoder_hid_dim_type: str | None = None
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
@@ -64,7 +73,9 @@ class UNetEncoderConfig(Config):
     def __post_init__(self) -> None:
         self.require_known("down_block_types", DOWN_BLOCKS)
         self.require_known("mid_block_type", (*MID_BLOCKS, None))
-        self.require_known("addition_embed_type", ("text_time", None))
+        self.require_known("resnet_time_scale_shift", ("default", "scale_shift"))
+        self.require_known("encoder_hid_dim_type", ("image_proj", None))
+        self.require_known("addition_embed_type", ("text_time", "image", None))
         for key in ("down_block_types", *_ONE_NUMBER_OR_ONE_PER_LEVEL):
             self.require_one_per_level(key)
         if self.addition_embed_type == "text_time" and not (
@@ -74,6 +85,14 @@ class UNetEncoderConfig(Config):
                 f"addition_embed_type = 'text_time' came with addition_time_embed_dim = "
                 f"{self.addition_time_embed_dim} and projection_class_embeddings_input_dim = "
                 f"{self.projection_class_embeddings_input_dim}. Both must be positive. Correct the config."
+            )
+        sees_images = self.encoder_hid_dim_type == "image_proj" or self.addition_embed_type == "image"
+        if sees_images and not (self.encoder_hid_dim and isinstance(self.cross_attention_dim, int)):
+            raise ConfigError(
+                f"encoder_hid_dim = {self.encoder_hid_dim} and cross_attention_dim = "
+                f"{self.cross_attention_dim} came with encoder_hid_dim_type = {self.encoder_hid_dim_type!r} "
+                f"and addition_embed_type = {self.addition_embed_type!r}. Both must be one positive number. "
+                "Correct the config."
             )
 
     @property
@@ -123,11 +142,12 @@ class UNetEncoderConfig(Config):
                 groups=self.norm_num_groups,
                 eps=self.norm_eps,
                 downsample_padding=self.downsample_padding,
-                heads=self.per_level("attention_head_dim")[index],
+                attention_head_dim=self.per_level("attention_head_dim")[index],
                 transformer_layers=self.per_level("transformer_layers_per_block")[index],
                 cross_attention_dim=self.per_level("cross_attention_dim")[index],
                 use_linear_projection=self.use_linear_projection,
                 only_cross_attention=self.per_level("only_cross_attention")[index],
+                scale_shift=self.resnet_time_scale_shift == "scale_shift",
             )
             for index in range(len(channels))
         ]
@@ -145,24 +165,40 @@ class UNetEncoder(nn.Module):
         finest, coarsest = levels[0], levels[-1]
         self.conv_in = nn.Conv2d(config.in_channels, finest.channels, 3, padding=1)
         self.time_embedding = TimestepEmbedding(finest.channels, finest.temb_channels, time_cond_proj_dim)
-        self.add_embedding = None
+        self.add_embedding: nn.Module | None = None
         if config.projection_class_embeddings_input_dim and config.addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(
                 config.projection_class_embeddings_input_dim, finest.temb_channels
             )
+        elif config.encoder_hid_dim and config.addition_embed_type == "image":
+            self.add_embedding = ImageTimeEmbedding(config.encoder_hid_dim, finest.temb_channels)
+        self.encoder_hid_proj: nn.Module | None = None
+        if config.encoder_hid_dim and config.encoder_hid_dim_type == "image_proj":
+            self.encoder_hid_proj = ImageProjection(config.encoder_hid_dim, finest.cross_attention_dim)
         self.down_blocks = nn.ModuleList(
             DOWN_BLOCKS[name](level) for name, level in zip(config.down_block_types, levels, strict=True)
         )
         self.mid_block = MID_BLOCKS[config.mid_block_type](coarsest) if config.mid_block_type else None
 
-    def encode(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def context(self, text: Tensor | None, added_cond_kwargs: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What the blocks attend to: the text's states, or tokens of an image embedding."""
+        if self.encoder_hid_proj is not None:
+            return self.encoder_hid_proj(*_added(added_cond_kwargs, "image_embeds"))
+        if text is None:
+            raise InputError(
+                "encoder_hidden_states was not given, but this model attends to the text's states. Pass what "
+                "the text encoder returns."
+            )
+        return text
+
+    def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What is behind the middle, and what was left on the way to it, `x` first."""
         kept = [x]
         for block in self.down_blocks:
-            x, outputs = block(x, temb, text)
+            x, outputs = block(x, temb, context)
             kept.extend(outputs)
         if self.mid_block is not None:
-            x = self.mid_block(x, temb, text)
+            x = self.mid_block(x, temb, context)
         return x, kept
 
     def embed_time(
@@ -172,7 +208,10 @@ class UNetEncoder(nn.Module):
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """What all residual blocks are told: the timestep, and for SDXL the pooled text and the sizes."""
+        """What all residual blocks are told: the timestep, and what the family adds to it.
+
+        That is the pooled text and the sizes for SDXL, the image embedding for Kandinsky 2.2.
+        """
         if timestep_cond is not None and self.time_embedding.cond_proj is None:
             raise InputError(
                 "timestep_cond was given, but this model's time_cond_proj_dim is None: it is not distilled "
@@ -183,13 +222,9 @@ class UNetEncoder(nn.Module):
         temb = self.time_embedding(waves, timestep_cond)
         if self.add_embedding is None:
             return temb
-        given = added_cond_kwargs or {}
-        if "text_embeds" not in given or "time_ids" not in given:
-            raise InputError(
-                f"added_cond_kwargs has {', '.join(given) or 'nothing'}, but this model needs text_embeds "
-                f"(the pooled text) and time_ids (the sizes and the crop). Pass both, as SDXL pipelines do."
-            )
-        text, ids = given["text_embeds"], given["time_ids"]
+        if self.config.addition_embed_type == "image":
+            return temb + self.add_embedding(*_added(added_cond_kwargs, "image_embeds"))
+        text, ids = _added(added_cond_kwargs, "text_embeds", "time_ids")
         sizes = self._sinusoids(ids.flatten(), self.config.addition_time_embed_dim or 0, sample.dtype)
         extra = torch.cat([text, sizes.view(text.shape[0], -1)], dim=-1)
         return temb + self.add_embedding(extra.to(temb.dtype))
@@ -197,3 +232,21 @@ class UNetEncoder(nn.Module):
     def _sinusoids(self, values: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
         return sinusoidal_embedding(values, size, flip_sin_to_cos=flip, freq_shift=shift).to(dtype)
+
+
+_ADDED = {
+    "text_embeds": "the pooled text",
+    "time_ids": "the sizes and the crop",
+    "image_embeds": "the image embedding",
+}
+
+
+def _added(given: Mapping[str, Tensor] | None, *names: str) -> list[Tensor]:
+    given = given or {}
+    if not all(name in given for name in names):
+        needed = " and ".join(f"{name} ({_ADDED[name]})" for name in names)
+        raise InputError(
+            f"added_cond_kwargs has {', '.join(given) or 'nothing'}, but this model needs {needed}. Pass "
+            "them, as its family's pipelines do."
+        )
+    return [given[name] for name in names]

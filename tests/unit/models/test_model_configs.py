@@ -12,20 +12,28 @@ from retouch.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 
 UNET_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "down block": (
-        {"down_block_types": ["ResnetDownsampleBlock2D"] * 4},
-        r"down_block_types = 'ResnetDownsampleBlock2D' .* Supported: DownBlock2D, CrossAttnDownBlock2D\.",
+        {"down_block_types": ["KDownBlock2D"] * 4},
+        r"down_block_types = 'KDownBlock2D' .* Supported: DownBlock2D, .*SimpleCrossAttnDownBlock2D\.",
     ),
     "up block": (
         {"up_block_types": ["UpBlock2D"] * 3 + ["AttnUpBlock2D"]},
-        r"up_block_types = 'AttnUpBlock2D' .* Supported: UpBlock2D, CrossAttnUpBlock2D\.",
+        r"up_block_types = 'AttnUpBlock2D' .* Supported: UpBlock2D, .*SimpleCrossAttnUpBlock2D\.",
     ),
     "middle": (
-        {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
-        r"mid_block_type = 'UNetMidBlock2DSimpleCrossAttn' .* Supported: UNetMidBlock2D, UNetMidBlock2DCross",
+        {"mid_block_type": "UNetMidBlock3D"},
+        r"mid_block_type = 'UNetMidBlock3D' .* Supported: .*UNetMidBlock2DSimpleCrossAttn, None\.",
     ),
     "addition": (
+        {"addition_embed_type": "image_hint"},
+        r"addition_embed_type = 'image_hint' .* Supported: text_time, image, None\.",
+    ),
+    "images without their width": (
         {"addition_embed_type": "image"},
-        r"addition_embed_type = 'image' .* Supported: text_time, None\.",
+        r"encoder_hid_dim = None .*addition_embed_type = 'image'.*must be one positive number",
+    ),
+    "text projection": (
+        {"encoder_hid_dim_type": "text_proj"},
+        r"encoder_hid_dim_type = 'text_proj' .* Supported: image_proj, None\.",
     ),
     "addition without sizes": (
         {"addition_embed_type": "text_time"},
@@ -39,8 +47,8 @@ UNET_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "true heads": ({"num_attention_heads": 8}, r"num_attention_heads = 8 is not supported"),
     "norm of the time": (
-        {"resnet_time_scale_shift": "scale_shift"},
-        r"resnet_time_scale_shift = 'scale_shift'",
+        {"resnet_time_scale_shift": "ada_group"},
+        r"resnet_time_scale_shift = 'ada_group' .* Supported: default, scale_shift\.",
     ),
     "too few heads": (
         {"attention_head_dim": [5, 10, 20]},
@@ -70,11 +78,11 @@ def test_the_unet_refuses(settings: dict[str, Any], message: str) -> None:
 AUTOENCODER_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "down block": (
         {"down_block_types": ["AttnDownEncoderBlock2D"]},
-        r"down_block_types = \('AttnDownEncoderBlock2D',\) .* Supported: DownEncoderBlock2D, once for each",
+        r"down_block_types = \('AttnDownEncoderBlock2D',\) .* Supported: DownEncoderBlock2D, one for each",
     ),
     "one block for two levels": (
         {"block_out_channels": [64, 64], "down_block_types": ["DownEncoderBlock2D"] * 2},
-        r"up_block_types = \('UpDecoderBlock2D',\) .* Supported: UpDecoderBlock2D, once for each",
+        r"up_block_types = \('UpDecoderBlock2D',\) .* Supported: UpDecoderBlock2D, one for each",
     ),
     "activation": ({"act_fn": "mish"}, r"act_fn = 'mish' .* Supported: 'silu'"),
     "norm": ({"norm_type": "spatial"}, r"norm_type = 'spatial' is not supported"),
