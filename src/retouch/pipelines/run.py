@@ -268,21 +268,27 @@ class Run:
             self.pictures.width // factor,
         )
 
-    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+    def _source(self, count: int) -> Any:
+        """What draws `count` rows: of a list, the generator of the first picture made from each of them."""
         generator = self.request.generator
-        if isinstance(generator, Sequence):
-            generator = generator[: shape[0]]
-        return randn(shape, generator=generator, device=self.pipeline.device, dtype=self.dtype)
+        return generator[:: self.rows // count] if isinstance(generator, Sequence) else generator
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        source = self._source(shape[0])
+        return randn(shape, generator=source, device=self.pipeline.device, dtype=self.dtype)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.pipeline.device, self.dtype)
+        return self.spread(self.pipeline.encode(pixels, self._source(len(pixels))))
 
     def _encoded_picture(self) -> Tensor:
-        pictures, pipeline = self.pictures, self.pipeline
+        pictures = self.pictures
         if pictures.latents is not None:
-            return self.spread(pictures.latents.to(pipeline.device, self.dtype))
+            return self.spread(pictures.latents.to(self.pipeline.device, self.dtype))
         assert pictures.pixels is not None
-        pixels = pictures.pixels
-        if isinstance(self.request.generator, Sequence) and (len(pixels) > 1 or pictures.mask is None):
-            pixels = self.spread(pixels)  # each row is drawn from its own generator
-        return self.spread(pipeline.encode(pixels.to(pipeline.device, self.dtype), self.request.generator))
+        if isinstance(self.request.generator, Sequence) and pictures.mask is None:
+            return self._encode(self.spread(pictures.pixels))  # image2image samples for each result anew
+        return self._encode(pictures.pixels)
 
     def _mask_inputs(self, noise: Tensor, original: Tensor | None) -> tuple[Tensor | None, Region | None]:
         """The channels that the model wants joined, and the region that the loop holds to the original."""
@@ -302,9 +308,7 @@ class Run:
             channels = pipeline.joined_channels(self._shrunk(pictures.hard_mask), self._masked_latents())
         elif self.request.masked_image_latents is None and pictures.latents is None:
             # The reference encodes the masked picture here for nothing, which uses up random numbers.
-            count = max(pictures.count, len(pictures.mask))
-            several = count > 1 and isinstance(self.request.generator, Sequence)
-            self._draw(self._latent_shape(self.rows if several else count))
+            self._draw(self._latent_shape(pictures.count))
         region = None
         if original is not None and (pipeline.keeps_original or pictures.is_soft):
             region = Region(original, repaint, noise)
@@ -319,17 +323,14 @@ class Run:
 
     def _masked_latents(self) -> Tensor:
         """Latents of the picture without what is under the mask."""
-        pictures, pipeline, generator = self.pictures, self.pipeline, self.request.generator
+        pictures, pipeline = self.pictures, self.pipeline
         if self.request.masked_image_latents is not None:
             return self.spread(self.request.masked_image_latents.to(pipeline.device, self.dtype))
         pixels = pictures.pixels
         if pixels is None:
             assert pictures.latents is not None
             pixels = pipeline.decode(pictures.latents.to(pipeline.device, self.dtype)).float().cpu()
-        masked = pixels * (1 - pictures.hard_mask)
-        if isinstance(generator, Sequence) and len(masked) > 1:
-            masked = self.spread(masked)
-        return self.spread(pipeline.encode(masked.to(pipeline.device, self.dtype), generator))
+        return self._encode(pixels * (1 - pictures.hard_mask))
 
     def _answer_empty_mask(self) -> None:
         warnings.warn(

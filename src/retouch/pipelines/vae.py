@@ -36,6 +36,7 @@ def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = Fa
 
 def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Pixels in [-1, 1] of scaled latents. Where half precision overflows, float32 is tried, and said so."""
+    latents = latents.to(vae.dtype)  # a VAE may be loaded in another precision than the rest
     mean, deviation = _statistics(vae, latents)
     latents = latents * deviation / vae.config.scaling_factor + mean
     if not upcast:
