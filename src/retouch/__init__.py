@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
     from retouch.schedulers.lms import LMSDiscreteScheduler as LMSDiscreteScheduler
     from retouch.schedulers.pndm import PNDMScheduler as PNDMScheduler
     from retouch.schedulers.tcd import TCDScheduler as TCDScheduler
+    from retouch.schedulers.unclip import UnCLIPScheduler as UnCLIPScheduler
     from retouch.schedulers.unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
     from retouch.utils import load_image as load_image, make_image_grid as make_image_grid
 
@@ -105,6 +106,7 @@ _HOMES = {
         "LMSDiscreteScheduler",
         "PNDMScheduler",
         "TCDScheduler",
+        "UnCLIPScheduler",
         "UniPCMultistepScheduler",
     ),
     "retouch.utils": ("load_image", "make_image_grid"),

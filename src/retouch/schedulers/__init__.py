@@ -28,6 +28,7 @@ _MODULES = {
     "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
+    "UnCLIPScheduler": "unclip",
 }
 
 __all__ = [*_MODULES, "by_name"]

@@ -24,25 +24,30 @@ class DDPMPlan(AlphaPlan):
         if learned and prediction.shape[1] == 2 * latents.shape[1]:
             prediction, predicted_variance = prediction.chunk(2, dim=1)
         timestep = int(self.timestep_values[step.index])
-        alpha, alpha_after = self.alpha(timestep), self.alpha(self.timestep_after(step))
-        step_alpha = alpha / alpha_after
+        after = self.timestep_after(step)
+        alpha, alpha_after = self.alpha(timestep), self.alpha(after)
+        step_alpha, step_beta = self.share_of_step(timestep, after)
         original = predicted_original(
             self.settings["prediction_type"], prediction, latents, alpha**0.5, (1 - alpha) ** 0.5
         )
         original = limited_original(original, self.settings)
         # Equation 7: the mean between where the latents are and where they should end.
-        to_original = alpha_after**0.5 * (1 - step_alpha) / (1 - alpha)
+        to_original = alpha_after**0.5 * step_beta / (1 - alpha)
         to_latents = step_alpha**0.5 * (1 - alpha_after) / (1 - alpha)
         moved = to_original * original + to_latents * latents
         if timestep > 0:  # so the last step is noisy too, unless it starts at timestep 0
             noise = self.draw_noise(prediction)
-            moved = moved + self._deviation(alpha, alpha_after, predicted_variance) * noise
+            smallest = ((1 - alpha_after) / (1 - alpha) * step_beta).clamp(min=1e-20)
+            moved = moved + self._deviation(smallest, step_beta, predicted_variance) * noise
         return moved, original
 
-    def _deviation(self, alpha: Tensor, alpha_after: Tensor, predicted: Tensor | None) -> Tensor:
+    def share_of_step(self, timestep: int, after: int) -> tuple[Tensor, Tensor]:
+        """Alpha and beta of the step between two timesteps."""
+        alpha = self.alpha(timestep) / self.alpha(after)
+        return alpha, 1 - alpha
+
+    def _deviation(self, smallest: Tensor, largest: Tensor, predicted: Tensor | None) -> Tensor:
         kind = self.settings["variance_type"]
-        largest = 1 - alpha / alpha_after
-        smallest = ((1 - alpha_after) / (1 - alpha) * largest).clamp(min=1e-20)
         if predicted is None:
             return (largest if kind.startswith("fixed_large") else smallest) ** 0.5
         if kind == "learned":

@@ -92,7 +92,9 @@ class ForeignPlan(Plan):
         return self.move(prediction, step, latents)
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        extra = {"eta": self.eta, "generator": self.generator}
+        # UnCLIP's step goes to the training's next timestep, unless it is told the plan's.
+        after = None if step.next is None else step.next.timestep
+        extra = {"eta": self.eta, "generator": self.generator, "prev_timestep": after}
         taken = {name: value for name, value in extra.items() if name in self._step_takes}
         result = self._running.step(prediction, step.timestep, latents, **taken)
         return result.prev_sample, getattr(result, "pred_original_sample", None)

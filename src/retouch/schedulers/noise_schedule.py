@@ -45,7 +45,7 @@ def _laplace_alpha_bar(t: float) -> float:
 def make_betas(settings: Settings) -> Tensor:
     """The variance added by each training step, float32."""
     steps, name = settings["num_train_timesteps"], settings["beta_schedule"]
-    start, end = settings["beta_start"], settings["beta_end"]
+    start, end = settings.get("beta_start", 0.0), settings.get("beta_end", 0.0)
     if settings.get("trained_betas") is not None:
         betas = torch.tensor(settings["trained_betas"], dtype=torch.float32)
     elif name == "linear":

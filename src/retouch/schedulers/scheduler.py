@@ -96,7 +96,7 @@ class Scheduler:
     last_alpha: ClassVar[float | None] = None  # replaces the last alpha under zero terminal SNR
 
     def __init__(self, **settings: Any) -> None:
-        known = {**Scheduler.common, **self.defaults}
+        known = {**self.common, **self.defaults}
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise ConfigError(
@@ -136,7 +136,7 @@ class Scheduler:
             return by_name(config.get("_class_name", "")).from_config(config, **changes)  # type: ignore[return-value]
         dropped = {*config.get(_DEFAULTED, ()), _DEFAULTED}
         values = {key: value for key, value in config.items() if key not in dropped} | changes
-        known = {**Scheduler.common, **cls.defaults}
+        known = {**cls.common, **cls.defaults}
         given = {key: value for key, value in values.items() if key in known}
         scheduler = cls(**given)
         extra = {key: _plain(value) for key, value in values.items() if key not in known}
