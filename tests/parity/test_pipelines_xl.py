@@ -61,10 +61,26 @@ def test_arguments(made: Any, checkpoint: str, task: str, arguments: dict[str, A
 
 
 @pytest.mark.parametrize("task", ["text2image", "image2image", "inpaint"])
-def test_size_ids(made: Any, task: str) -> None:
-    # The reference applies the crop to the negative side itself except in text2image, where it takes its own.
-    own = {"negative_crops_coords_top_left": (5, 6)} if task == "text2image" else {}
-    made(BASE, task).compare(**task_inputs(task), **SIZES, **own)
+@pytest.mark.parametrize("negative", ["neither", "both"])
+def test_size_ids(made: Any, task: str, negative: str) -> None:
+    given = {name: size for name, size in SIZES.items() if negative == "both" or "negative" not in name}
+    made(BASE, task).compare(**task_inputs(task), **given)
+
+
+def test_each_negative_size_counts(made: Any) -> None:
+    """The reference takes them in text2image both or not at all, and the crop in no other pipeline."""
+    pair = made(BASE, "text2image")
+    crop = {"negative_crops_coords_top_left": (5, 6)}
+    pair.compare(**task_inputs("text2image"), **SIZES, **crop)
+    for task in ("text2image", "inpaint"):
+        ours = made(BASE, task).ours
+        pictures = [
+            ours("a cat", **task_inputs(task), **extra, num_inference_steps=2, generator=generators(1),
+                 output_type="pt").images
+            for extra in ({}, crop, {"negative_original_size": (9, 9)}, {"negative_target_size": (9, 9)})
+        ]  # fmt: skip
+        for row, picture in enumerate(pictures):
+            assert all(not torch.equal(picture, other) for other in pictures[:row])
 
 
 @pytest.mark.parametrize("task", ["image2image", "inpaint"])

@@ -154,17 +154,17 @@ class StableDiffusionXL(LatentDiffusion):
     def _size_ids(self, request: Any, size: Pair) -> tuple[list[float], list[float]]:
         """The numbers that the UNet is told; the refiner gets a score in place of the target size."""
         original, target = request.original_size or size, request.target_size or size
-        crop = request.crops_coords_top_left
-        negative_original = request.negative_original_size or original
-        negative_target = request.negative_target_size or target
-        negative_crop = request.negative_crops_coords_top_left
+        crop, negative_crop = request.crops_coords_top_left, request.negative_crops_coords_top_left
+        sizes = (request.negative_original_size, request.negative_target_size)
+        if negative_crop is None:
+            # As the reference: a negative side of its own is not cropped.
+            own_side = self.requires_aesthetics_score or (request.image is None and None not in sizes)
+            negative_crop = (0, 0) if own_side else crop
+        negative_original, negative_target = sizes[0] or original, sizes[1] or target
         last: Sequence[float] = target
         negative_last: Sequence[float] = negative_target
         if self.requires_aesthetics_score:
             last, negative_last = (request.aesthetic_score,), (request.negative_aesthetic_score,)
-            negative_crop = negative_crop or (0, 0)
-        else:
-            negative_crop = negative_crop or crop
         return [*original, *crop, *last], [*negative_original, *negative_crop, *negative_last]
 
     def _check_width(self, pooled: Tensor, time_ids: Tensor) -> None:
