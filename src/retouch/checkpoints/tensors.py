@@ -12,10 +12,12 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retouch.errors import CheckpointError, InputError
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 # diffusers' name, then the two of transformers.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+# Files that were pickled, by their suffix.
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 # Older tools put the variant behind the shard's number, and before ".index" in the index's name.
 _PART = re.compile(
@@ -158,13 +163,40 @@ def read_tensors(
         yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
 
-def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+class TensorFile:
+    """One open file: the names and shapes of its tensors at once, the values when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._read: Callable[[str], Tensor]
+        if path.suffix.lower() in PICKLED:
+            tensors = _tensors_in(unpickle(path))
+            self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            self._read = tensors.__getitem__
+        else:
+            from safetensors import safe_open
+
+            with _explained(path):
+                handle = safe_open(path, framework="pt")
+                self.metadata = handle.metadata() or {}
+                names = list(handle.keys())
+                self.shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+            self._read = handle.get_tensor
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as it is stored; of a safetensors file it may be mapped rather than copied."""
+        with _explained(self.path):
+            return self._read(name)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the safetensors library finds wrong with a file, in our words."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
-                yield name, file.get_tensor(name)
+        yield
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} {_what_it_is(path)} ({error}). A complete safetensors file is expected. "
@@ -172,16 +204,42 @@ def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    with _explained(path), safe_open(path, framework="pt", device=device) as file:
+        for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
+            yield name, file.get_tensor(name)
+
+
+def unpickle(path: Path) -> Any:
+    """What a pickle holds. Nothing but tensors and plain containers is made; code in it does not run."""
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        # Mapped, so that a large checkpoint is not in memory twice; the older format cannot be.
+        is_archive = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive or None)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} cannot be read as pickled weights ({str(error).splitlines()[0]}). A dictionary of "
+            f"{path} cannot be read as pickled weights ({reason:.200}). A dictionary of "
             f"tensors and nothing else is accepted; no code in it was run. Use this checkpoint's safetensors."
         ) from error
+
+
+def _tensors_in(state: Any) -> dict[str, Tensor]:
+    """The tensors of a training checkpoint, which keeps them among counters, or one level below."""
+    import torch
+
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    state = unpickle(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(
             f"{path} is a pickle of {type(state).__name__}. A dictionary of tensors and nothing else is "
