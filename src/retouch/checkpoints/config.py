@@ -8,13 +8,15 @@ and draw wrong pictures.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from retouch.errors import ConfigError
+from retouch.errors import CheckpointError, ConfigError
 
 _OFF: tuple[object, ...] = (None, False, 0, "", "default", (), {})
 
@@ -82,3 +84,25 @@ class Config(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(dataclasses.fields(self))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file with settings."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is not there. A model's folder holds {path.name} beside its weights. Check the path, "
+            f"and `subfolder` if the model is a part of a pipeline."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}). A file of settings is expected. Download or save the "
+            f"checkpoint again."
+        ) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
+            f"or save the checkpoint again."
+        )
+    return settings

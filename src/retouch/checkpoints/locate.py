@@ -123,14 +123,14 @@ class Checkpoint:
             )
         return index
 
-    def fetch(self, subfolders: Iterable[str | None]) -> Path:
+    def fetch(self, subfolders: Iterable[str | None], *, weights: bool = True) -> Path:
         """The local folder that holds at least these parts of the checkpoint, None being its root.
 
         At least one part must have the variant; those without it are taken plain, with a warning.
-        `variant_in` tells which part came in which.
+        `variant_in` tells which part came in which. Without `weights` settings and tokenizers alone come.
         """
         wanted = [(subfolder or "").strip("/") for subfolder in subfolders]
-        folder = self._provide(lambda listing: self._needed(listing, wanted))
+        folder = self._provide(lambda listing: self._needed(listing, wanted, weights))
         plain = [part or "the root" for part, variant in self._variants.items() if variant != self.variant]
         if plain:
             warnings.warn(
@@ -140,6 +140,17 @@ class Checkpoint:
                 stacklevel=3,
             )
         return folder
+
+    def choose_file(self, folder: str, choose: Callable[[Sequence[str]], str]) -> Path:
+        """One file of a folder of the checkpoint: the one that `choose` picks from the names in there."""
+        chosen = ""
+
+        def needed(listing: _Listing) -> list[str]:
+            nonlocal chosen
+            chosen = _join(folder, choose(listing.folders.get(folder, ())))
+            return [chosen]
+
+        return self._provide(needed) / chosen
 
     def variant_in(self, subfolder: str | None) -> str | None:
         """The variant of a fetched part's weights; None means plain ones."""
@@ -158,7 +169,7 @@ class Checkpoint:
             f"expected. {advice}"
         )
 
-    def _needed(self, listing: _Listing, wanted: Sequence[str]) -> list[str]:
+    def _needed(self, listing: _Listing, wanted: Sequence[str], weights: bool = True) -> list[str]:
         needed, with_weights = [], []
         for part in wanted:
             names = listing.folders.get(part)
@@ -173,7 +184,7 @@ class Checkpoint:
                 small |= _implied(small)
             needed += [_join(part, name) for name in sorted(small)]
             is_model = "config.json" in names and not small & _TOKENIZER_NAMES
-            if is_model or find_weights(names) or find_weights(names, pickled=True):
+            if weights and (is_model or find_weights(names) or find_weights(names, pickled=True)):
                 with_weights.append(part)
 
         chosen, lacking = {}, {}

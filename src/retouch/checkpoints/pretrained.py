@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from retouch.checkpoints.config import Config
+from retouch.checkpoints.config import Config, read_config
 from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.original_kinds import KINDS
+from retouch.checkpoints.original_layout import OURS, PART_OF
+from retouch.checkpoints.single_file import SingleFile, names_single_file
 from retouch.checkpoints.tensors import choose_weights, part_paths, read_tensors, write_tensors
 from retouch.devices import resolve_device, resolve_dtype
 from retouch.errors import CheckpointError, InputError
@@ -58,7 +61,7 @@ class Pretrained:
         use_safetensors: bool | None = None,
         force_download: bool = False,
     ) -> Self:
-        """The model in a local folder or a hub repository, in evaluation mode.
+        """The model in a local folder or a hub repository, or in one file, in evaluation mode.
 
         `torch_dtype` is the older name of `dtype`. Without either the weights become float32,
         whatever the file holds.
@@ -70,6 +73,23 @@ class Pretrained:
             )
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
+        if names_single_file(name):
+            if subfolder or variant:
+                raise InputError(
+                    f"{name} is one file, and subfolder={subfolder!r} and variant={variant!r} choose among "
+                    f"the files of a folder. Leave them out."
+                )
+            return cls.from_single_file(
+                name,
+                dtype=wanted,
+                device=target,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                use_safetensors=use_safetensors,
+                force_download=force_download,
+            )
         checkpoint = Checkpoint.open(
             name,
             revision=revision,
@@ -122,6 +142,66 @@ class Pretrained:
         return model
 
     @classmethod
+    def from_single_file(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        use_safetensors: bool | None = None,
+        **location: Any,
+    ) -> Self:
+        """The model in one file: alone, or as a part of an original checkpoint.
+
+        Its settings are told from the tensors. Where those do not tell, `config` names the kind ("sd15",
+        "sdxl", ...), or a folder or repository in whose `subfolder` a config.json is.
+        """
+        target = resolve_device(device)
+        wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
+        file = SingleFile.open(name, use_safetensors=use_safetensors, **location)
+        part = PART_OF[cls.__name__]
+        if config is None:
+            settings = file.settings_of(part)
+        elif config in KINDS:
+            settings = KINDS[config].settings_of(part)
+        else:
+            folder = Checkpoint.open(config, **location).fetch([subfolder], weights=False)
+            settings = read_config(folder / (subfolder or "") / CONFIG_NAME)
+        load = cls.loader(file, settings, dtype=wanted, device=target)
+        found = file.prefix_of(part)
+        if found is not None:
+            file.refuse_leftovers(below=found[0])
+        return load()
+
+    @classmethod
+    def loader(
+        cls,
+        file: SingleFile,
+        settings: Mapping[str, Any],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Callable[[], Any]:
+        """Check that the file holds this model; the answer loads it."""
+        part = PART_OF[cls.__name__]
+        model_config = cls.config_class.from_dict(settings, source=f"the settings for {file.path}")
+        with torch.device("meta"):
+            model = cast(nn.Module, cls.from_config(model_config))
+        has_our_names = file.prefix_of(part) is None and OURS[part] in file.shapes
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        read = file.read_all if has_our_names else file.claim(part, model_config, shapes).read
+
+        def load() -> Any:
+            state = read(dtype or torch.float32, device)
+            _assign(model, cls.legacy_keys(state) if has_our_names else state, file.path)
+            return model
+
+        return load
+
+    @classmethod
     def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's tensors under the names that this model uses today; override to rename."""
         return state
@@ -158,28 +238,6 @@ class Pretrained:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in cast(nn.Module, self).parameters()), torch.device("cpu"))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with settings."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is not there. A model's folder holds {path.name} beside its weights. Check the path, "
-            f"and `subfolder` if the model is a part of a pipeline."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}). A file of settings is expected. Download or save the "
-            f"checkpoint again."
-        ) from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
-            f"or save the checkpoint again."
-        )
-    return settings
 
 
 def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

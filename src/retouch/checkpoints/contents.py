@@ -1,0 +1,62 @@
+"""What a file of tensors is, told from their names: for the error when it is not what was expected.
+
+A guess for people to read. What is loaded does not depend on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# A pattern that some name matches, what such a file is, and what to do with it. The first that fits wins.
+_SIGNS = (
+    (
+        r"lora_(up|down|A|B|unet|te|linear_layer)\b|lora_(unet|te\d?)_|\blora\.(up|down)\b|\.(hada|lokr)_w\d",
+        "a LoRA",
+        "A LoRA changes a checkpoint and is none itself: load the checkpoint that it was made for first",
+    ),
+    (
+        r"^(emb_params|clip_l|clip_g|string_to_param|<[^>]+>)$",
+        "a textual inversion embedding",
+        "An embedding is a word for a checkpoint's text encoder: load a checkpoint first",
+    ),
+    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "It is added to a checkpoint: load one first"),
+    (r"^(adapter\.)?body\.\d", "a T2I-Adapter", "T2I-Adapters are not supported; use a ControlNet"),
+    (r"motion_modules?\.", "an AnimateDiff motion module", "Video models are not supported"),
+    (r"\b(double|single)_blocks\.\d", "a Flux model", "Use a Stable Diffusion 1.x, 2.x or XL checkpoint"),
+    (r"\bjoint_blocks\.\d", "a Stable Diffusion 3 model", "Use a Stable Diffusion 1.x, 2.x or XL checkpoint"),
+    (r"^model\.diffusion_model\.", "a checkpoint", "Load it with a pipeline's from_single_file"),
+    (
+        r"^(control_model\.|input_hint_block\.|controlnet_cond_embedding\.)",
+        "a ControlNet",
+        "Load it with ControlNetModel.from_single_file, and give it to a pipeline as controlnet=",
+    ),
+    (
+        r"^(first_stage_model\.|(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\.)",
+        "a VAE alone",
+        "Load it with AutoencoderKL.from_single_file, and give it to a pipeline as vae=",
+    ),
+    (
+        r"^(down_blocks|up_blocks|input_blocks|output_blocks)\.",
+        "a UNet alone",
+        "Load it with UNet2DConditionModel.from_single_file, and give it to a pipeline as unet=",
+    ),
+    (
+        r"^(cond_stage_model\.|conditioner\.|text_model\.|transformer\.resblocks\.)",
+        "a text encoder alone",
+        "Load it with transformers, and give it to a pipeline as text_encoder=",
+    ),
+)
+
+
+def what_it_is(names: Iterable[str]) -> tuple[str, str]:
+    """A noun, and advice: ("a LoRA", "Load the checkpoint ... first")."""
+    names = list(names)
+    for pattern, noun, advice in _SIGNS:
+        if any(re.search(pattern, name) for name in names):
+            return noun, advice
+    first = ", ".join(sorted(names)[:3])
+    return (
+        f"a file of {len(names)} tensors of a kind unknown here ({first})",
+        "Check that it is the right file",
+    )
