@@ -36,11 +36,11 @@ class XLRequest(Request):
     )
     denoising_end: float | None = argument(None, "Fraction of the schedule after which to hand over latents.")
     original_size: Pair | None = argument(
-        None, "(height, width) the picture claims to come from; None: its own."
+        None, "(height, width) the picture claims to come from; None: that which the model works at."
     )
     crops_coords_top_left: Pair = argument((0, 0), "(top, left) that the picture claims to be cropped at.")
     target_size: Pair | None = argument(
-        None, "(height, width) the picture claims to be shown at; None: its own."
+        None, "(height, width) the picture claims to be shown at; None: that which the model works at."
     )
     negative_original_size: Pair | None = argument(None, "As original_size, on the negative side.")
     negative_crops_coords_top_left: Pair | None = argument(
