@@ -150,7 +150,7 @@ def _readable(image: Any, latent_channels: int) -> Any:
                 f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in "
                 "front."
             )
-        if image.shape[0] == 4 and float(image.min()) >= 0 and 0 < float(image.max()) <= 1:
+        if image.shape[0] == 4 and bool((image >= 0).all()) and 0 < float(image.detach().max()) <= 1:
             raise InputError(
                 f"image is a tensor of shape {tuple(image.shape)} with values from 0 to 1 only: a picture "
                 "with an alpha channel, which a model cannot see (latents have negative values, too). Drop "
