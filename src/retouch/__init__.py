@@ -24,11 +24,23 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
     from retouch.images.processor import VaeImageProcessor as VaeImageProcessor
     from retouch.images.seam import seam_score as seam_score
     from retouch.models.autoencoder import AutoencoderKL as AutoencoderKL
+    from retouch.models.controlnet import (
+        ControlNetModel as ControlNetModel,
+        MultiControlNetModel as MultiControlNetModel,
+    )
     from retouch.models.unet import UNet2DConditionModel as UNet2DConditionModel
     from retouch.pipelines.auto import (
         AutoPipelineForImage2Image as AutoPipelineForImage2Image,
         AutoPipelineForInpainting as AutoPipelineForInpainting,
         AutoPipelineForText2Image as AutoPipelineForText2Image,
+    )
+    from retouch.pipelines.controlnet_names import (
+        StableDiffusionControlNetImg2ImgPipeline as StableDiffusionControlNetImg2ImgPipeline,
+        StableDiffusionControlNetInpaintPipeline as StableDiffusionControlNetInpaintPipeline,
+        StableDiffusionControlNetPipeline as StableDiffusionControlNetPipeline,
+        StableDiffusionXLControlNetImg2ImgPipeline as StableDiffusionXLControlNetImg2ImgPipeline,
+        StableDiffusionXLControlNetInpaintPipeline as StableDiffusionXLControlNetInpaintPipeline,
+        StableDiffusionXLControlNetPipeline as StableDiffusionXLControlNetPipeline,
     )
     from retouch.pipelines.names import (
         StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
@@ -78,11 +90,20 @@ _HOMES = {
     ),
     "retouch.images.processor": ("VaeImageProcessor",),
     "retouch.models.autoencoder": ("AutoencoderKL",),
+    "retouch.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "retouch.models.unet": ("UNet2DConditionModel",),
     "retouch.pipelines.auto": (
         "AutoPipelineForImage2Image",
         "AutoPipelineForInpainting",
         "AutoPipelineForText2Image",
+    ),
+    "retouch.pipelines.controlnet_names": (
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
     ),
     "retouch.pipelines.names": (
         "StableDiffusionImg2ImgPipeline",

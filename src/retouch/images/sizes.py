@@ -58,15 +58,30 @@ def resize_picture(
     return canvas
 
 
+def fill_pixels(pixels: Tensor, width: int, height: int) -> Tensor:
+    """The "fill" of `resize_picture` for (batch, channels, height, width), by the nearest neighbour."""
+    given_height, given_width = pixels.shape[-2:]
+    inner_width, inner_height = _size_keeping_aspect(given_width, given_height, width, height)
+    scaled = torch.nn.functional.interpolate(pixels, size=(inner_height, inner_width))
+    left, top = width // 2 - inner_width // 2, height // 2 - inner_height // 2
+    edges = (left, width - inner_width - left, top, height - inner_height - top)
+    return torch.nn.functional.pad(scaled, edges, mode="replicate")
+
+
 def _keeping_aspect(
     image: Image.Image, width: int, height: int, resample: str, *, cover: bool
 ) -> Image.Image:
-    wanted, given = width / height, image.width / image.height
-    if wanted > given if cover else wanted < given:
-        size = width, max(1, image.height * width // image.width)
-    else:
-        size = max(1, image.width * height // image.height), height
+    size = _size_keeping_aspect(image.width, image.height, width, height, cover=cover)
     return image.resize(size, RESAMPLING[resample])
+
+
+def _size_keeping_aspect(
+    given_width: int, given_height: int, width: int, height: int, *, cover: bool = False
+) -> tuple[int, int]:
+    wanted, given = width / height, given_width / given_height
+    if wanted > given if cover else wanted < given:
+        return width, max(1, given_height * width // given_width)
+    return max(1, given_width * height // given_height), height
 
 
 def require_size(width: int, height: int) -> None:

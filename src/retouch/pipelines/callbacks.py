@@ -40,6 +40,9 @@ class Listener:
         predict, rows = self.predict, self.run.rows
         if name == "latents":
             return progress.latents
+        if predict.control is not None and name == self.run.control_argument:
+            shown = predict.control.shown(predict.guidance)
+            return shown if len(shown) > 1 else shown[0]
         if name in self.run.listenable:
             return _at(predict.inputs, self.run.listenable[name])
         text = predict.inputs["encoder_hidden_states"]
@@ -56,6 +59,8 @@ class Listener:
         predict, rows = self.predict, self.run.rows
         if name == "latents":
             progress.latents = value
+        elif predict.control is not None and name == self.run.control_argument:
+            predict.control.show(value if isinstance(value, list | tuple) else [value])
         elif name in self.run.listenable:
             predict.inputs = _with(predict.inputs, self.run.listenable[name], value)
         elif name == "negative_prompt_embeds":

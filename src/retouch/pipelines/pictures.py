@@ -40,6 +40,7 @@ class Pictures:
     mask: Tensor | None = None  # (masks, 1, height, width)
     cut: tuple[int, int] | None = None  # the picture's own size, where the working size is larger
     pastes: Sequence[tuple[Image.Image, Image.Image, Box]] = field(default=())  # original, mask, crop
+    control: Sequence[Tensor] = field(default=())  # for each ControlNet (pictures, channels, height, width)
 
     @property
     def count(self) -> int:
@@ -47,6 +48,11 @@ class Pictures:
         return max(
             [len(part) for part in (self.pixels, self.latents, self.mask) if part is not None], default=1
         )
+
+    @property
+    def batch(self) -> int:
+        """How many different results they ask for."""
+        return max([self.count, *map(len, self.control)])
 
     @property
     def hard_mask(self) -> Tensor:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,10 +26,12 @@ from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
 from retouch.pipelines.components import index_entry, load_component, save_component
+from retouch.pipelines.pictures import Pictures, prepare
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
 from retouch.sampling.conditioning import Conditioning
+from retouch.sampling.control import Control
 from retouch.sampling.start import shorten
 from retouch.schedulers.plan import Plan
 
@@ -190,6 +193,14 @@ class Pipeline(ABC):
 
     def check(self, request: Request) -> None:
         """Refuse what this family's models cannot do."""
+
+    def prepare(self, request: Request) -> Pictures:
+        """The request's pictures at the working size."""
+        return prepare(request, self.image_processor, self.default_size, self.latent_channels)
+
+    def control(self, run: Run, plan: Plan) -> AbstractContextManager[Control | None]:
+        """What steers the model besides its inputs, for as long as the steps take."""
+        return nullcontext()
 
     def part_of(self, plan: Plan, requested: int, request: Any) -> tuple[Plan, int]:
         """The part of the schedule that the request takes, and how many of the requested steps that is."""

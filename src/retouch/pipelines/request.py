@@ -10,7 +10,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -204,6 +204,7 @@ class Task:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Sequence[str] = ()
     request: type[Request] = Request
+    renamed: Mapping[str, str] = field(default_factory=dict)  # arguments that mean a field of another name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", [*self.arguments, "record"])  # all pipelines take it
@@ -226,11 +227,12 @@ class Task:
         for name in self.required:
             if given.get(name) is None:
                 raise InputError(f"{self.name} needs {name}, which was not given (or is None).")
+        given = {self.renamed.get(name, name): value for name, value in given.items()}
         return self.request(**{**self.defaults, **given})
 
     def signature(self) -> inspect.Signature:
         """The call's signature, as `help()` and editors show it."""
-        known = {entry.name: entry for entry in fields(self.request)}
+        known = self._fields()
         parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         for name in self.arguments:
             default = self.defaults.get(name, known[name].default)
@@ -246,5 +248,9 @@ class Task:
 
     def describe(self) -> str:
         """The arguments' meanings, for the call's docstring."""
-        known = {entry.name: entry for entry in fields(self.request)}
+        known = self._fields()
         return "\n".join(f"    {name}: {known[name].metadata['doc']}" for name in self.arguments)
+
+    def _fields(self) -> dict[str, Field[Any]]:
+        known = {entry.name: entry for entry in fields(self.request)}
+        return known | {name: known[meant] for name, meant in self.renamed.items()}

@@ -21,7 +21,6 @@ from retouch.devices import randn
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.images.sizes import crop_to
 from retouch.pipelines.callbacks import Listener
-from retouch.pipelines.pictures import prepare
 from retouch.pipelines.recording import Recording
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.vae import Latents, refuse_foreign
@@ -63,10 +62,8 @@ class Run:
         self.pipeline, self.task, self.request = pipeline, task, request
         pipeline.check(request)
         refuse_foreign(request.image, pipeline.vae)
-        self.pictures = prepare(
-            request, pipeline.image_processor, pipeline.default_size, pipeline.latent_channels
-        )
-        self.prompts = max(request.prompts, self.pictures.count)
+        self.pictures = pipeline.prepare(request)
+        self.prompts = max(request.prompts, self.pictures.batch)
         self.rows = self.prompts * (request.num_images_per_prompt or 1)
         self._check_rows()
         self.guidance = Guidance(
@@ -87,7 +84,7 @@ class Run:
         return getattr(self.__dict__["pipeline"], name)
 
     def _check_rows(self) -> None:
-        for what, count in (("prompts", self.request.prompts), ("pictures and masks", self.pictures.count)):
+        for what, count in (("prompts", self.request.prompts), ("pictures and masks", self.pictures.batch)):
             if count not in (1, self.prompts):
                 raise InputError(
                     f"{count} {what} do not go with a batch of {self.prompts}. Give one for all, or one "
@@ -199,8 +196,13 @@ class Run:
         latents, noise, original = self._first(plan)
         channels, region = self._mask_inputs(noise, original)
         self._heed_cancel(0)
-        with pipeline.placement.using("unet") as unet, pipeline.progress_bar(total=requested) as bar:
-            predict = Predictor(unet, plan, self.guidance, self.guidance.pair(conditioning), channels)
+        with (
+            pipeline.placement.using("unet") as unet,
+            pipeline.control(self, plan) as control,
+            pipeline.progress_bar(total=requested) as bar,
+        ):
+            inputs = self.guidance.pair(conditioning)
+            predict = Predictor(unet, plan, self.guidance, inputs, channels, control)
             listener = Listener(self, predict, region)
             silent = len(plan) - requested * plan.order  # PNDM's warm-up takes steps that nobody asked for
             for done, progress in enumerate(denoise(predict, plan, latents, region), start=1):
@@ -256,6 +258,8 @@ class Run:
         original: Tensor | None = None
         if not from_noise or (inpainting and (pipeline.keeps_original or pictures.is_soft)):
             original = self._encoded_picture()
+        if given is not None and request.image is not None and not inpainting:
+            return given, given, None  # in image2image they are where the run starts, and not noise
         noise = self._draw(shape) if given is None else given
         return first_latents(plan, noise, None if from_noise else original), noise, original
 

@@ -6,7 +6,7 @@ Kandinsky: guidance pairs, repeats and joins them without knowing which they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,4 +34,12 @@ def stack(first: Inputs, second: Inputs) -> dict[str, Any]:
     return {
         key: torch.cat([first[key], value]) if isinstance(value, Tensor) else stack(first[key], value)
         for key, value in second.items()
+    }
+
+
+def each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The same inputs with every tensor changed by `function`."""
+    return {
+        key: function(value) if isinstance(value, Tensor) else each(value, function)
+        for key, value in inputs.items()
     }

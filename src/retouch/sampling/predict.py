@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retouch.sampling.control import Control
 from retouch.sampling.guidance import Guidance
 from retouch.schedulers.plan import Plan, Step
 
@@ -22,10 +23,12 @@ class Predictor:
     guidance: Guidance
     inputs: dict[str, Any]  # keyword inputs of the model, both sides of the guidance
     channels: Tensor | None = None  # joined after the latents: a mask, a masked picture
+    control: Control | None = None  # adds to the model's own tensors what control pictures ask for
 
     def __call__(self, latents: Tensor, step: Step) -> Tensor:
         x = self.guidance.repeat(self.plan.scale_input(latents, step))
+        extra = {} if self.control is None else self.control(x, step, self.inputs, self.guidance)
         if self.channels is not None:  # after scaling: a mask is not noise
             x = torch.cat([x, self.guidance.repeat(self.channels)], dim=1)
-        prediction = self.model(x, step.timestep, **self.inputs, return_dict=False)[0]
+        prediction = self.model(x, step.timestep, **self.inputs, **extra, return_dict=False)[0]
         return self.guidance.combine(prediction)

@@ -1,0 +1,9 @@
+"""The familiar door to control pictures: `retouch.control.canny(image)` and the like."""
+
+from __future__ import annotations
+
+from retouch.images.control_pictures import canny, make_inpaint_condition, scribble, tile
+
+inpaint_condition = make_inpaint_condition
+
+__all__ = ["canny", "inpaint_condition", "make_inpaint_condition", "scribble", "tile"]

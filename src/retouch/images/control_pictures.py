@@ -1,0 +1,76 @@
+"""Control pictures that need no weights: edges, scribbles, a coarse copy, and what inpainting nets look at.
+
+Each function takes a picture and gives one of the same size. Depth, poses and the like are found by models
+that are not part of this library; their pictures are used as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from retouch.errors import InputError
+from retouch.images.modes import luminance, plain_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def make_inpaint_condition(image: Image.Image, mask: Image.Image) -> Tensor:
+    """The picture as (1, 3, height, width) values from 0 to 1, with -1 where the mask is white."""
+    import torch  # takes a second, and whoever only opens pictures comes through the same door
+
+    picture, hole = plain_rgb(image), luminance(mask)
+    if picture.size != hole.size:
+        raise InputError(
+            f"mask_image is {hole.width}x{hole.height} but image is {picture.width}x{picture.height}. They "
+            "must match; resize the mask with mask.resize(image.size)."
+        )
+    values = np.array(picture, np.float32) / 255
+    values[np.asarray(hole, np.float32) / 255 > 0.5] = -1
+    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
+
+
+def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Image:
+    """White edges on black. Steps over `high` begin an edge, and those over `low` go on with it."""
+    import cv2  # takes a tenth of a second, and only edges and scribbles need it
+
+    if not 0 <= low <= high:
+        raise InputError(
+            f"low={low} and high={high} are no thresholds. Give 0 <= low <= high, such as 100, 200."
+        )
+    edges = cv2.Canny(np.asarray(plain_rgb(image)), low, high)
+    return Image.fromarray(edges).convert("RGB")
+
+
+def scribble(image: Image.Image, threshold: float = 32) -> Image.Image:
+    """White strokes on black, like a quick drawing of the picture; a higher threshold leaves fewer.
+
+    They are where the picture is darker than its surroundings ("XDoG: An eXtended difference-of-Gaussians
+    compendium").
+    """
+    import cv2
+
+    if not threshold > 0:
+        raise InputError(
+            f"threshold={threshold} is not above 0. Give 32, say; fewer strokes pass a higher one."
+        )
+    values = np.asarray(plain_rgb(image), np.float32)
+    fine, coarse = (cv2.GaussianBlur(values, (0, 0), sigma) for sigma in (0.5, 5.0))
+    darker = (coarse - fine).min(axis=2)
+    return Image.fromarray(np.where(2 * darker > threshold, 255, 0).astype(np.uint8)).convert("RGB")
+
+
+def tile(image: Image.Image, factor: float = 1) -> Image.Image:
+    """The picture itself, or a coarse copy that leaves details of up to `factor` pixels to the model."""
+    picture = plain_rgb(image)
+    if not 1 <= factor <= max(picture.size):
+        raise InputError(
+            f"factor={factor} is not between 1 (the picture itself) and {max(picture.size)} (its side). "
+            "Give 4 or 8, say."
+        )
+    width, height = (max(1, round(side / factor)) for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.BOX)
+    return small.resize(picture.size, Image.Resampling.BICUBIC)
