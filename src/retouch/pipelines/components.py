@@ -95,14 +95,14 @@ def _load_encoder(
     return model.eval()
 
 
-def _plain(component: Any) -> Any:
+def plain(component: Any) -> Any:
     """The part itself, where torch.compile wrapped it."""
     return getattr(component, "_orig_mod", component)
 
 
 def index_entry(component: Any) -> list[str | None]:
     """The library and class of a part as model_index.json names them, so that the reference finds it."""
-    component = _plain(component)
+    component = plain(component)
     if component is None:
         return [None, None]
     name = type(component).__name__
@@ -115,6 +115,6 @@ def index_entry(component: Any) -> list[str | None]:
 
 def save_component(component: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
     """Write one part into its own folder."""
-    component = _plain(component)
+    component = plain(component)
     options = {"variant": variant, "max_shard_size": max_shard_size}
     component.save_pretrained(folder, **(options if isinstance(component, torch.nn.Module) else {}))

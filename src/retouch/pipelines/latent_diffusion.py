@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from retouch.errors import InputError
+from retouch.pipelines.adapters import Adapters
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.request import Request
 from retouch.pipelines.text import guidance_embedding
+from retouch.pipelines.textual_inversion import TextualInversion
 from retouch.pipelines.vae import decode_latents, encode_pixels
 
 
-class LatentDiffusion(Pipeline):
+class LatentDiffusion(Adapters, TextualInversion, Pipeline):
     """Base of the Stable Diffusion families."""
 
     # Whether a VAE whose config asks for it works in float32 however it was loaded.

@@ -11,7 +11,7 @@ from retouch.pipelines.stable_diffusion_xl import StableDiffusionXL, XLRequest
 _SCHEDULE = ("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "negative_prompt")
 _DRAWS = ("num_images_per_prompt", "eta", "generator")
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
-_OUTPUT = ("output_type", "return_dict")
+_OUTPUT = ("output_type", "return_dict", "cross_attention_kwargs")
 _LISTEN = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 TEXT_TO_IMAGE = Task(

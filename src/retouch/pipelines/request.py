@@ -66,6 +66,9 @@ class Request:
     negative_prompt_embeds: Tensor | None = argument(None, "Text states, instead of a negative prompt.")
     output_type: str = argument("pil", '"pil", "np", "pt" or "latent".')
     return_dict: bool = argument(True, "False returns a tuple (images, nsfw_content_detected).")
+    cross_attention_kwargs: Mapping[str, Any] | None = argument(
+        None, '{"scale": ...}: how much LoRA adapters count in this call, on top of their own weights.'
+    )
     guidance_rescale: float = argument(0.0, "Pulls strong guidance back to a natural contrast, 0 to 1.")
     clip_skip: int | None = argument(None, "How many of the text encoder's last layers to leave out.")
     callback_on_step_end: Callable[..., Mapping[str, Any]] | None = argument(
@@ -95,6 +98,11 @@ class Request:
         return False
 
     @property
+    def lora_scale(self) -> float:
+        """How much adapters count in this call."""
+        return float((self.cross_attention_kwargs or {}).get("scale", 1.0))
+
+    @property
     def listened(self) -> Sequence[str]:
         """Names of the tensors that the callback gets; the reference's callback objects bring theirs."""
         own: Sequence[str] | None = getattr(self.callback_on_step_end, "tensor_inputs", None)
@@ -115,6 +123,7 @@ class Request:
                 f"padding_mask_crop pastes the result into the picture and so returns PIL, but "
                 f"output_type={self.output_type!r}. Drop one of the two."
             )
+        _check_scale(self.cross_attention_kwargs)
         callback = self.callback_on_step_end
         if callback is not None and not callable(callback):
             raise InputError(
@@ -159,6 +168,19 @@ def _check_prompts(request: Request) -> None:
         raise InputError(
             f"prompt_embeds has the shape {tuple(request.prompt_embeds.shape)} and negative_prompt_embeds "
             f"{tuple(embeds.shape)}. They must match; pad the shorter text."
+        )
+
+
+def _check_scale(given: Any) -> None:
+    """Of all that the reference's attention takes, the scale of adapters alone has a meaning here."""
+    if given is None:
+        return
+    unknown = [key for key in given if key != "scale"] if isinstance(given, Mapping) else [given]
+    scale = given.get("scale", 1.0) if isinstance(given, Mapping) else 1.0
+    if unknown or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise InputError(
+            f"cross_attention_kwargs is {given!r:.80}; it takes {{'scale': number}}, by which LoRA "
+            "adapters count in this call. Leave the rest out."
         )
 
 

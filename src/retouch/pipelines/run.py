@@ -20,6 +20,7 @@ from torch import Tensor
 from retouch.devices import randn
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.images.sizes import crop_to
+from retouch.models.lora import scaled
 from retouch.pipelines.callbacks import Listener
 from retouch.pipelines.recording import Recording
 from retouch.pipelines.request import Request, Task
@@ -168,7 +169,8 @@ class Run:
         if self._failure is not None:
             raise self._failure
         try:
-            return next(self._progress)
+            with scaled(self.request.lora_scale):
+                return next(self._progress)
         except (Exception, KeyboardInterrupt) as error:
             if not isinstance(error, StopIteration):
                 self._failure = error  # else `result` would decode what is half done

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from retouch.models.lora import scaled
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.run import Run
 from retouch.pipelines.text import encode, matched, tokenize
@@ -104,12 +105,12 @@ class StableDiffusion(LatentDiffusion):
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        *,
+        lora_scale: float | None = None,
         clip_skip: int | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Text states of the prompts and, with guidance, of the negative ones (an empty text if none)."""
-        with self.placement.using("text_encoder") as encoder:
+        with self.placement.using("text_encoder") as encoder, scaled(lora_scale):
 
             def read(texts: Sequence[str], length: int, skipped: int | None = None) -> Tensor:
                 return encode(encoder, tokenize(self.tokenizer, texts, length).to(self.device), skipped)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from retouch.errors import InputError
+from retouch.models.lora import scaled
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.request import Request, argument
 from retouch.pipelines.run import Run
@@ -191,14 +192,14 @@ class StableDiffusionXL(LatentDiffusion):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        *,
+        lora_scale: float | None = None,
         clip_skip: int | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Text states and pooled text: positive states, negative states, positive pooled, negative pooled."""
         if prompt_embeds is None or pooled_prompt_embeds is None:
             prompt_embeds, pooled_prompt_embeds = self._read(
-                prompt or "", prompt_2 or prompt or "", None, clip_skip
+                prompt or "", prompt_2 or prompt or "", None, clip_skip, lora_scale
             )
         positive = prompt_embeds.to(self.device, self.text_encoder_2.dtype)
         pooled, negative, negative_pooled = pooled_prompt_embeds, None, None
@@ -210,7 +211,7 @@ class StableDiffusionXL(LatentDiffusion):
             else:
                 first = negative_prompt or ""
                 negative, negative_pooled = self._read(
-                    first, negative_prompt_2 or first, positive.shape[1], None
+                    first, negative_prompt_2 or first, positive.shape[1], None, lora_scale
                 )
             negative, negative_pooled = matched(negative, positive), matched(negative_pooled, pooled)
         each = num_images_per_prompt
@@ -223,6 +224,7 @@ class StableDiffusionXL(LatentDiffusion):
         second: str | Sequence[str],
         length: int | None,
         clip_skip: int | None,
+        lora_scale: float | None,
     ) -> tuple[Tensor, Tensor]:
         """States of one layer before the last of each encoder, side by side, and the second's pooled text."""
         encoders = [("text_encoder", "tokenizer", first), ("text_encoder_2", "tokenizer_2", second)]
@@ -233,7 +235,7 @@ class StableDiffusionXL(LatentDiffusion):
             tokenizer = getattr(self, tokenizer_name)
             texts = [text] if isinstance(text, str) else text
             ids = tokenize(tokenizer, texts, length or tokenizer.model_max_length)
-            with self.placement.using(encoder_name) as encoder:
+            with self.placement.using(encoder_name) as encoder, scaled(lora_scale):
                 output = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(layer_from_end(output.hidden_states, (clip_skip or 0) + 1))
             pooled = output[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from retouch.errors import InputError
 
 # A fast tokenizer keeps its padding and truncation as state, and refuses a second thread meanwhile.
-_tokenizing = threading.Lock()
+tokenizing = threading.Lock()
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
@@ -24,11 +25,12 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
             "so no negative side of that length can be made. Give negative_prompt_embeds of the same length, "
             "or guidance_scale=1."
         )
-    with _tokenizing:
+    with tokenizing:
+        prompts = [expanded(tokenizer, prompt) for prompt in prompts]
         ids = tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        whole = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        whole = tokenizer(prompts, truncation=False, verbose=False).input_ids
         lost = [row[length - 1 : -1] for row in whole if len(row) > length]
         if lost:
             text = "; ".join(tokenizer.decode(row) for row in lost)
@@ -38,6 +40,19 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
                 stacklevel=2,
             )
     return ids
+
+
+def expanded(tokenizer: Any, prompt: str) -> str:
+    """The prompt with each learned word of several vectors written out: <word> <word>_1 and so on."""
+    added = tokenizer.added_tokens_encoder
+    for token in added:
+        tokens = [token]
+        while f"{token}_{len(tokens)}" in added:
+            tokens.append(f"{token}_{len(tokens)}")
+        if len(tokens) > 1:
+            pattern, whole = rf"{re.escape(token)}(?!_\d)", " ".join(tokens)
+            prompt = re.sub(pattern, lambda _, whole=whole: whole, prompt)  # type: ignore[misc]
+    return prompt
 
 
 def encode(text_encoder: Any, ids: Tensor, clip_skip: int | None = None) -> Tensor:

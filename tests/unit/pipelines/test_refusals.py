@@ -53,7 +53,9 @@ def pipelines(tiny_sd: Path, tiny_sd_inpaint: Path) -> Iterator[dict[str, Any]]:
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("inpaint", {"mask_img": HOLE}, "inpaint has no argument 'mask_img'. Did you mean mask_image?"),
     ("text2image", {"guidance": 3}, "Did you mean guidance_scale?"),
-    ("text2image", {"cross_attention_kwargs": {}}, "no argument 'cross_attention_kwargs'. It takes p"),
+    ("text2image", {"watermark": True}, "no argument 'watermark'. It takes p"),
+    ("text2image", {"cross_attention_kwargs": {"gligen": {}}}, "takes {'scale': number}.*Leave the rest out"),
+    ("inpaint", {"cross_attention_kwargs": {"scale": "strong"}}, "takes {'scale': number}"),
     ("image2image", {"height": 64}, "image2image has no argument 'height'"),
     ("text2image9", {}, "inpainting checkpoint.*9 channels.*AutoPipelineForInpainting.*text2image"),
     ("image2image9", {}, "inpainting checkpoint.*9 channels.*AutoPipelineForInpainting.*image2image"),

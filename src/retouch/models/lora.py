@@ -1,0 +1,190 @@
+"""LoRA: low-rank updates beside the layers of a model, put there and taken away from outside.
+
+A layer with updates stays where it is and keeps its weights: its class becomes one of those below, which add
+the updates to what the layer returns. The updates are no part of the state dict, so a model is saved and
+loaded as without them. Models of transformers, whose layers are torch's too, are served alike.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retouch.checkpoints.lora import Update
+
+
+class _Call(threading.local):
+    scale = 1.0  # a thread that sets nothing
+
+
+_call = _Call()
+
+
+@contextmanager
+def scaled(scale: float | None) -> Iterator[None]:
+    """All updates count `scale` times as much, for what this thread runs inside. None changes nothing."""
+    before = _call.scale
+    if scale is not None:
+        _call.scale = scale
+    try:
+        yield
+    finally:
+        _call.scale = before
+
+
+class _Adapted:
+    """What a layer has besides, once it has updates."""
+
+    weight: Tensor
+    updates: dict[str, Update]  # by adapter, in use or not, in main memory
+    weights: dict[str, float]  # of the adapters in use
+    fused: list[str]
+    unfused_weight: Tensor | None
+    is_enabled: bool
+    # The updates in use side by side, as one of the sum of their ranks: the only ones on the accelerator.
+    lora_down: Tensor | None
+    lora_up: Tensor | None
+
+    def arrange(self) -> None:
+        """Put the updates in use side by side."""
+        used = [name for name in self.weights if name in self.updates and name not in self.fused]
+        self.lora_down = self.lora_up = None
+        if not used or not self.is_enabled:
+            return
+        updates = [self.updates[name] for name in used]
+        scales = [self.updates[name].scale * self.weights[name] for name in used]
+        down = torch.cat([update.down.float() for update in updates])
+        up = torch.cat(
+            [update.up.float() * scale for update, scale in zip(updates, scales, strict=True)], dim=1
+        )
+        spatial = [1] * (self.weight.ndim - 2)
+        self.lora_down = down.reshape(-1, *self.weight.shape[1:]).to(self.weight)
+        self.lora_up = up.reshape(*up.shape[:2], *spatial).to(self.weight)
+
+    def fuse(self, names: Collection[str], scale: float) -> None:
+        """Add these updates to the weights. The weights as they were are kept, for `unfuse`."""
+        used = [name for name in names if name in self.updates and name not in self.fused]
+        if not used:
+            return
+        total = self.weight.detach().float()
+        for name in used:
+            update, factor = self.updates[name], scale * self.weights.get(name, 1.0)
+            product = update.up.flatten(1).float() @ update.down.flatten(1).float()
+            total = total + (update.scale * factor * product).reshape(total.shape).to(total.device)
+        if self.unfused_weight is None:
+            self.unfused_weight = self.weight.data.to("cpu")
+        self.weight.data = total.to(self.weight.dtype)
+        self.fused = [*self.fused, *used]
+        self.arrange()
+
+    def unfuse(self) -> None:
+        """Give back the weights that were there before, bit for bit."""
+        if self.unfused_weight is not None:
+            self.weight.data = self.unfused_weight.to(self.weight)
+        self.unfused_weight, self.fused = None, []
+        self.arrange()
+
+
+class LoRALinear(_Adapted, nn.Linear):
+    """A linear layer and its updates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.lora_down is None or self.lora_up is None:
+            return y
+        return y + _call.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
+
+
+class LoRAConv2d(_Adapted, nn.Conv2d):
+    """A convolution and its updates: one like it to few channels, and a 1x1 one from there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.lora_down is None or self.lora_up is None:
+            return y
+        return y + _call.scale * F.conv2d(self._conv_forward(x, self.lora_down, None), self.lora_up)
+
+
+_ADAPTED: dict[type[nn.Module], Any] = {nn.Linear: LoRALinear, nn.Conv2d: LoRAConv2d}
+_PLAIN = {adapted: plain for plain, adapted in _ADAPTED.items()}
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The layers that can have updates, with the shapes of their weights."""
+    known = {*_ADAPTED, *_PLAIN}
+    return {
+        name: tuple(layer.weight.shape)
+        for name, layer in model.named_modules()
+        if type(layer) in known and getattr(layer, "groups", 1) == 1
+    }
+
+
+def attach(model: nn.Module, adapter: str, updates: Mapping[str, Update]) -> None:
+    """Give layers their updates, under the name of an adapter that is not in use yet."""
+    for name, update in updates.items():
+        layer: Any = model.get_submodule(name)
+        if type(layer) in _ADAPTED:
+            layer.updates, layer.weights, layer.fused = {}, {}, []
+            layer.unfused_weight, layer.is_enabled = None, True
+            for part in ("lora_down", "lora_up"):
+                layer.register_buffer(part, None, persistent=False)
+            layer.__class__ = _ADAPTED[type(layer)]
+        layer.updates[adapter] = update
+
+
+def detach(model: nn.Module, adapters: Collection[str] | None = None) -> None:
+    """Take adapters away, None being all; layers without any become plain again. What is fused stays so."""
+    for layer in adapted(model):
+        layer.updates = {
+            name: update for name, update in layer.updates.items() if name not in (adapters or ())
+        }
+        if adapters is not None and layer.updates:
+            layer.arrange()
+            continue
+        for part in ("updates", "weights", "fused", "unfused_weight", "is_enabled", "lora_down", "lora_up"):
+            delattr(layer, part)
+        layer.__class__ = _PLAIN[type(layer)]
+
+
+def adapted(model: nn.Module) -> list[Any]:
+    """The layers that have updates."""
+    return [layer for layer in model.modules() if isinstance(layer, _Adapted)]
+
+
+def adapters(model: nn.Module) -> list[str]:
+    """The names of a model's adapters, in the order of loading."""
+    return _once(name for layer in adapted(model) for name in layer.updates)
+
+
+def active(model: nn.Module) -> list[str]:
+    """The names of those in use."""
+    return _once(name for layer in adapted(model) for name in layer.weights if name in layer.updates)
+
+
+def fused(model: nn.Module) -> list[str]:
+    """The names of those that are part of the weights now."""
+    return _once(name for layer in adapted(model) for name in layer.fused)
+
+
+def use(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Let exactly these adapters count, each with its weight."""
+    for layer in adapted(model):
+        layer.weights = dict(weights)
+        layer.arrange()
+
+
+def enable(model: nn.Module, is_enabled: bool) -> None:
+    """Let the adapters in use count, or none of them for the time being."""
+    for layer in adapted(model):
+        layer.is_enabled = is_enabled
+        layer.arrange()
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
