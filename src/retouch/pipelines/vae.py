@@ -36,14 +36,16 @@ def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = Fa
 
 def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Pixels in [-1, 1] of scaled latents. Where half precision overflows, float32 is tried, and said so."""
-    latents = latents.to(vae.dtype)  # a VAE may be loaded in another precision than the rest
-    mean, deviation = _statistics(vae, latents)
-    latents = latents * deviation / vae.config.scaling_factor + mean
-    if not upcast:
-        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+    if not upcast:  # a VAE may be loaded in another precision than the rest
+        pixels: Tensor = vae.decode(_unscaled(vae, latents.to(vae.dtype)), return_dict=False)[0]
         if not _overflowed(vae, pixels):
             return pixels
-    return _float32_copy(vae).decode(latents.float(), return_dict=False)[0]
+    return _float32_copy(vae).decode(_unscaled(vae, latents.float()), return_dict=False)[0]
+
+
+def _unscaled(vae: Any, latents: Tensor) -> Tensor:
+    mean, deviation = _statistics(vae, latents)
+    return latents * deviation / vae.config.scaling_factor + mean
 
 
 def _overflowed(vae: Any, *results: Tensor) -> bool:
