@@ -86,7 +86,7 @@ def test_as_the_reference(tiny_sdxl: Path, task: str, dtype: torch.dtype, force_
 
 
 class Watch:
-    """Sees whether a module, or one inside it, is ever converted, by what others read and by what is called."""
+    """Sees whether a module, or one inside it, is ever converted: by polling, and by what is called."""
 
     def __init__(self, module: nn.Module, patch: pytest.MonkeyPatch) -> None:
         self.module, self.seen, self.converted = module, set[torch.dtype](), list[str]()
