@@ -114,8 +114,12 @@ def squares(image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 
 def views(panorama: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Perspective views into an equirectangular picture of linear light."""
-    luminance = np.median(panorama.mean(2)[panorama.shape[0] // 4 : -panorama.shape[0] // 4])
-    exposed = panorama * (0.25 / max(luminance, 1e-6))
+    luminance = max(np.median(panorama.mean(2)[panorama.shape[0] // 4 : -panorama.shape[0] // 4]), 1e-6)
+    row, column = np.unravel_index(panorama.max(2).argmax(), panorama.shape[:2])
+    sun = panorama[max(0, row - 10) : row + 10, max(0, column - 10) : column + 10]
+    if sun.max() > 1000 * luminance:
+        sun[sun.min(2) < luminance] = 1000 * luminance  # the file's compression leaves black beside the sun
+    exposed = panorama.clip(0) * (0.25 / luminance)
     pixels = (255 * (exposed * (1 + exposed / 16) / (1 + exposed)).clip(0, 1) ** (1 / 2.2)).astype(np.uint8)
     height, width = pixels.shape[:2]
     field = math.radians(95)
