@@ -7,6 +7,7 @@ files except the card that lists a pipeline's components.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import warnings
@@ -171,7 +172,7 @@ class Checkpoint:
 
     def _needed(self, listing: _Listing, wanted: Sequence[str], weights: bool = True) -> list[str]:
         needed, with_weights = [], []
-        for part in wanted:
+        for part in _expanded(wanted, listing.folders):
             names = listing.folders.get(part)
             if names is None:
                 there = ", ".join(sorted(folder for folder in listing.folders if folder)) or "none"
@@ -393,6 +394,15 @@ def _refuse_what_is_no_repository(name: str, folder: Path, is_path: bool) -> Non
             f"{name!r} is neither a folder on this machine nor a hub id. A folder or an id like 'org/name' "
             f"is accepted. Check the spelling."
         ) from error
+
+
+def _expanded(wanted: Sequence[str], folders: Iterable[str]) -> list[str]:
+    """The parts that are asked for; one with a star means all folders that fit it, which may be none."""
+    return [
+        folder
+        for part in wanted
+        for folder in (sorted(fnmatch.filter(folders, part)) if "*" in part else [part])
+    ]
 
 
 def _join(part: str, name: str) -> str:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from retouch.checkpoints.locate import Checkpoint
 from retouch.errors import ConfigError
+from retouch.pipelines.controlnet_names import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from retouch.pipelines.names import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -17,11 +26,26 @@ from retouch.pipelines.names import (
 )
 from retouch.pipelines.pipeline import Pipeline
 
+_Row = tuple[type[Pipeline], type[Pipeline], type[Pipeline]]
+
 # One row for each family: text2image, image2image, inpaint.
-_FAMILIES: tuple[tuple[type[Pipeline], type[Pipeline], type[Pipeline]], ...] = (
+_FAMILIES: tuple[_Row, ...] = (
     (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
     (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
 )
+# The same with a ControlNet, for the families that have one.
+_CONTROLLED: dict[type[Pipeline], _Row] = {
+    StableDiffusionPipeline: (
+        StableDiffusionControlNetPipeline,
+        StableDiffusionControlNetImg2ImgPipeline,
+        StableDiffusionControlNetInpaintPipeline,
+    ),
+    StableDiffusionXLPipeline: (
+        StableDiffusionXLControlNetPipeline,
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        StableDiffusionXLControlNetInpaintPipeline,
+    ),
+}
 
 
 class _AutoPipeline:
@@ -41,23 +65,44 @@ class _AutoPipeline:
         """The pipeline for this task from a folder or a hub repository; see Pipeline.from_pretrained."""
         options = ("revision", "cache_dir", "token", "local_files_only", "force_download")
         checkpoint = Checkpoint.open(name, **{key: kwargs[key] for key in options if key in kwargs})
-        return cls._choose(checkpoint.index().get("_class_name"), str(name)).from_pretrained(name, **kwargs)
+        kind = cls._choose(checkpoint.index().get("_class_name"), str(name), kwargs)
+        return kind.from_pretrained(name, **_without_none(kwargs))
 
     @classmethod
     def from_pipe(cls, pipeline: Pipeline, **kwargs: Any) -> Any:
-        """The pipeline for this task with the parts of another one; nothing is copied."""
-        return cls._choose(type(pipeline).__name__, repr(pipeline)).from_pipe(pipeline, **kwargs)
+        """The pipeline for this task with the parts of another one; nothing is copied.
+
+        `controlnet=...` gives the one with a ControlNet, which `controlnet=None` leaves behind.
+        """
+        kind = cls._choose(type(pipeline).__name__, repr(pipeline), kwargs)
+        return kind.from_pipe(pipeline, **_without_none(kwargs))
 
     @classmethod
-    def _choose(cls, class_name: Any, source: str) -> type[Pipeline]:
-        for row in _FAMILIES:
-            if class_name in [front.__name__ for front in row]:
-                return row[cls._column]
-        known = ", ".join(row[0].__name__ for row in _FAMILIES)
+    def _choose(cls, class_name: Any, source: str, given: Mapping[str, Any]) -> type[Pipeline]:
+        for plain in _FAMILIES:
+            controlled = _CONTROLLED.get(plain[0], ())
+            names = [front.__name__ for front in (*plain, *controlled)]
+            if class_name not in names:
+                continue
+            has_net = class_name not in names[: len(plain)]
+            if not (given["controlnet"] is not None if "controlnet" in given else has_net):
+                return plain[cls._column]
+            if controlled:
+                return controlled[cls._column]
+            raise ConfigError(
+                f"controlnet was given with {source}, a {class_name}, which takes none. ControlNets go with "
+                f"{', '.join(family.__name__ for family in _CONTROLLED)} and their kin. Leave it out."
+            )
+        known = ", ".join(plain[0].__name__ for plain in _FAMILIES)
         raise ConfigError(
             f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If "
             "it is one of these under another name, load it with that family's pipeline class."
         )
+
+
+def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords for a pipeline that need not know what a ControlNet is."""
+    return {name: value for name, value in given.items() if name != "controlnet" or value is not None}
 
 
 class AutoPipelineForText2Image(_AutoPipeline):

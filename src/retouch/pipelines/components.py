@@ -6,6 +6,7 @@ reference's names; text and image encoders and tokenizers are transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from retouch.schedulers import by_name
 _MODELS = {
     "UNet2DConditionModel": "retouch.models.unet",
     "AutoencoderKL": "retouch.models.autoencoder",
+    "ControlNetModel": "retouch.models.controlnet",
+    "MultiControlNetModel": "retouch.models.controlnet",
 }
 _SAFETY = {"StableDiffusionSafetyChecker": "retouch.models.safety_checker"}
 _ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
@@ -28,6 +31,12 @@ _PROCESSORS = {
     "CLIPFeatureExtractor": "CLIPImageProcessor",  # its name before transformers 4.26
     "CLIPImageProcessorPil": "CLIPImageProcessor",  # what transformers 5 makes of it without torchvision
 }
+
+
+def subfolders(named: Mapping[str, str]) -> list[str]:
+    """The folders in which parts of these classes are; one with a star stands for all that fit."""
+    several = [f"{part}_*" for part, class_name in named.items() if class_name == "MultiControlNetModel"]
+    return [*named, *several]
 
 
 def load_component(

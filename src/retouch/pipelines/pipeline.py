@@ -25,7 +25,7 @@ from retouch.checkpoints.locate import Checkpoint
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
-from retouch.pipelines.components import index_entry, load_component, save_component
+from retouch.pipelines.components import index_entry, load_component, save_component, subfolders
 from retouch.pipelines.pictures import Pictures, prepare
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.request import Request, Task
@@ -259,7 +259,7 @@ class Pipeline(ABC):
             for part, entry in index.items()
             if part in cls.component_names and part not in given and isinstance(entry, list) and entry[1]
         }
-        folder = checkpoint.fetch(named)
+        folder = checkpoint.fetch(subfolders(named))
         parts = dict(given)
         for part, class_name in tqdm(named.items(), desc="Loading", unit="part", disable=None, leave=False):
             parts[part] = load_component(
