@@ -71,13 +71,8 @@ def stable_diffusion(
         )
     if variant is not None:
         # First, because both write config.json, which on the hub speaks of the full precision.
-        half = {
-            name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
-            for name, part in pipeline.components.items()
-        }
-        pipeline_class(**half, requires_safety_checker=checker is not None).save_pretrained(
-            folder, variant=variant
-        )
+        half = pipeline_class(**halved(pipeline.components), requires_safety_checker=checker is not None)
+        half.save_pretrained(folder, variant=variant)
     pipeline.save_pretrained(folder)
     write_tokenizer(folder / "tokenizer", version=version)
     if published_text_keys:
@@ -85,6 +80,14 @@ def stable_diffusion(
     if checker is not None:
         _write_feature_extractor(folder / "feature_extractor")
     return folder
+
+
+def halved(components: dict[str, Any]) -> dict[str, Any]:
+    """The same parts, with models in half precision."""
+    return {
+        name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
+        for name, part in components.items()
+    }
 
 
 def tiny_unet(*, in_channels: int = 4, version: int = 1, **settings: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from tiny_checkpoints import (
     DEFAULT_SIDE,
     checkpoint_fixture,
+    halved,
     randomised,
     tiny_text_encoder,
     tiny_tokenizer,
@@ -36,10 +37,14 @@ def stable_diffusion_xl(
     *,
     kind: Literal["base", "inpaint", "refiner"] = "base",
     force_upcast: bool = True,
+    variant: str | None = None,
     seed: int = 0,
     **unet_settings: Any,
 ) -> Path:
-    """Build a checkpoint in `folder` and return it. The refiner has the second text encoder alone."""
+    """Build a checkpoint in `folder` and return it. The refiner has the second text encoder alone.
+
+    With `variant="fp16"` half precision files lie beside the full ones.
+    """
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionXLImg2ImgPipeline,
@@ -76,13 +81,14 @@ def stable_diffusion_xl(
             "scheduler": EulerDiscreteScheduler(**_EULER),
         }
         switches: dict[str, Any] = {"add_watermarker": False}
-        if kind == "base":
-            pipeline = StableDiffusionXLPipeline(**components, **switches)
-        else:
+        front: Any = StableDiffusionXLPipeline
+        if kind != "base":
             front = StableDiffusionXLImg2ImgPipeline if refiner else StableDiffusionXLInpaintPipeline
-            switches["requires_aesthetics_score"] = refiner
-            pipeline = front(**components, **switches, force_zeros_for_empty_prompt=not refiner)
-    pipeline.save_pretrained(folder)
+            switches |= {"requires_aesthetics_score": refiner, "force_zeros_for_empty_prompt": not refiner}
+    if variant is not None:
+        # First, because both write config.json, which on the hub speaks of the full precision.
+        front(**halved(components), **switches).save_pretrained(folder, variant=variant)
+    front(**components, **switches).save_pretrained(folder)
     if not refiner:
         write_tokenizer(folder / "tokenizer")
     write_tokenizer(folder / "tokenizer_2", version=2)
