@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-LENGTH = 77  # tokens that the text encoders of all Stable Diffusion checkpoints read
+MAX_TOKENS = 77  # tokens that the text encoders of all Stable Diffusion checkpoints read
 
 
 @cache

@@ -64,7 +64,7 @@ class Origin:
         if self.stored == "transposed":
             return tensor.t().contiguous()
         if self.stored == "in thirds":  # one matrix for query, key and value
-            return tensor.chunk(3)[self.third].clone()
+            return tensor.chunk(3)[self.third]
         return tensor
 
     def write(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.single_file import names_single_file
 from retouch.errors import ConfigError
 from retouch.pipelines.controlnet_names import (
     StableDiffusionControlNetImg2ImgPipeline,
@@ -25,6 +26,7 @@ from retouch.pipelines.names import (
     StableDiffusionXLPipeline,
 )
 from retouch.pipelines.pipeline import Pipeline
+from retouch.pipelines.single_file import open_single_file
 
 _Row = tuple[type[Pipeline], type[Pipeline], type[Pipeline]]
 
@@ -47,6 +49,8 @@ _CONTROLLED: dict[type[Pipeline], _Row] = {
     ),
 }
 
+_LOCATION = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
 
 class _AutoPipeline:
     """Not to be made itself: `from_pretrained` and `from_pipe` return the fitting pipeline."""
@@ -63,10 +67,18 @@ class _AutoPipeline:
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
         """The pipeline for this task from a folder or a hub repository; see Pipeline.from_pretrained."""
-        options = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-        checkpoint = Checkpoint.open(name, **{key: kwargs[key] for key in options if key in kwargs})
+        if names_single_file(name):
+            return cls.from_single_file(name, **kwargs)
+        checkpoint = Checkpoint.open(name, **{key: kwargs[key] for key in _LOCATION if key in kwargs})
         kind = cls._choose(checkpoint.index().get("_class_name"), str(name), kwargs)
         return kind.from_pretrained(name, **_without_none(kwargs))
+
+    @classmethod
+    def from_single_file(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """The pipeline for this task from one original file; see Pipeline.from_single_file."""
+        options = (*_LOCATION, "config", "use_safetensors")
+        _, kind = open_single_file(name, **{key: kwargs[key] for key in options if key in kwargs})
+        return cls._choose(kind.pipeline, str(name), kwargs).from_single_file(name, **_without_none(kwargs))
 
     @classmethod
     def from_pipe(cls, pipeline: Pipeline, **kwargs: Any) -> Any:

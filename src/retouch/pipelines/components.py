@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from retouch.checkpoints.clip_vocabulary import MAX_TOKENS, clip_vocabulary
 from retouch.errors import CheckpointError, ConfigError
 from retouch.schedulers import by_name
 
@@ -50,8 +51,7 @@ def load_component(
 ) -> Any:
     """The part of class `class_name` from `folder`/`subfolder`, which is on this machine."""
     use_safetensors = False if pickled else None
-    if class_name in _MODELS:
-        model = getattr(import_module(_MODELS[class_name]), class_name)
+    if (model := model_class(class_name)) is not None:
         return model.from_pretrained(
             folder, subfolder=subfolder, variant=variant, dtype=dtype, use_safetensors=use_safetensors
         )
@@ -62,7 +62,14 @@ def load_component(
         return getattr(transformers, _PROCESSORS[class_name]).from_pretrained(folder / subfolder)
     if class_name in _ENCODERS or class_name in _SAFETY:
         module: Any = import_module(_SAFETY.get(class_name, "transformers"))
-        return _load_encoder(getattr(module, class_name), folder / subfolder, variant, dtype, use_safetensors)
+        return _load_encoder(
+            getattr(module, class_name),
+            str(folder / subfolder),
+            folder / subfolder,
+            variant=variant,
+            dtype=dtype or torch.float32,
+            use_safetensors=use_safetensors is None,
+        )
     known = [*_MODELS, *_SAFETY, *_ENCODERS, *_PROCESSORS]
     raise ConfigError(
         f"{folder / 'model_index.json'} names a {class_name} as its {subfolder}. Known are the schedulers "
@@ -71,23 +78,55 @@ def load_component(
     )
 
 
-def _load_encoder(
-    cls: Any, folder: Path, variant: str | None, dtype: torch.dtype | None, use_safetensors: bool | None
+def model_class(class_name: str) -> Any:
+    """Our model of that name, if there is one."""
+    home = _MODELS.get(class_name)
+    return None if home is None else getattr(import_module(home), class_name)
+
+
+def is_tokenizer(class_name: str) -> bool:
+    """Whether a part of that class holds no weights, but words."""
+    return class_name.startswith("CLIPTokenizer")
+
+
+def clip_tokenizer(pad_token: str) -> Any:
+    """CLIP's tokenizer, for a checkpoint that brings none."""
+    transformers: Any = import_module("transformers")
+    vocabulary, merges = clip_vocabulary()
+    return transformers.CLIPTokenizer(
+        vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=MAX_TOKENS
+    )
+
+
+def text_encoder_from(
+    tensors: dict[str, Any],
+    class_name: str,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    source: str,
 ) -> Any:
+    """A text encoder of transformers out of tensors that are in memory already; they are not copied."""
+    transformers: Any = import_module("transformers")
+    config = transformers.CLIPTextConfig.from_dict(dict(settings))
+    return _load_encoder(
+        getattr(transformers, class_name),
+        source,
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype or torch.float32,
+    )
+
+
+def _load_encoder(cls: Any, source: str, folder: Path | None, **how: Any) -> Any:
     logging: Any = import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # the pipeline shows one of its own
     try:
-        model, report = cls.from_pretrained(
-            folder,
-            variant=variant,
-            dtype=dtype or torch.float32,
-            use_safetensors=use_safetensors is None,
-            output_loading_info=True,
-        )
+        model, report = cls.from_pretrained(folder, output_loading_info=True, **how)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder} does not load as a {cls.__name__}: {error}. A complete folder with config.json and "
+            f"{source} does not load as a {cls.__name__}: {error}. A complete folder with config.json and "
             f"model.safetensors is expected; download or save it again."
         ) from error
     finally:
@@ -97,7 +136,7 @@ def _load_encoder(
     if faults:
         kind, keys = next(iter(faults.items()))
         raise CheckpointError(
-            f"{folder} does not hold the weights of this {cls.__name__}: {len(keys)} "
+            f"{source} does not hold the weights of this {cls.__name__}: {len(keys)} "
             f"{kind.replace('_', ' ')} "
             f"({', '.join(map(str, keys[:3]))}). The config and the weights must belong together."
         )

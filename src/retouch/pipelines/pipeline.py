@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.single_file import names_single_file
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
@@ -30,6 +31,7 @@ from retouch.pipelines.pictures import Pictures, prepare
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
+from retouch.pipelines.single_file import load_parts, open_single_file, require_family
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.control import Control
 from retouch.sampling.start import shorten
@@ -222,12 +224,29 @@ class Pipeline(ABC):
         use_safetensors: bool | None = None,
         **components: Any,
     ) -> Self:
-        """A pipeline from a local folder or a hub repository.
+        """A pipeline from a local folder or a hub repository, or from one file as `from_single_file` does.
 
         Further keywords replace a part (`unet=...`, `scheduler=...`) or leave an optional one out (None).
         The safety checker is loaded only with `safety_checker=True`. float16 on a machine whose devices do
         not compute it well becomes bfloat16 or float32, with a warning.
         """
+        if names_single_file(name):
+            if variant is not None:
+                raise InputError(
+                    f"{name} is one file, and variant={variant!r} chooses among the files of a folder. Leave "
+                    f"it out."
+                )
+            return cls.from_single_file(
+                name,
+                dtype=dtype if dtype is not None else torch_dtype,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                use_safetensors=use_safetensors,
+                **components,
+            )
         checkpoint = Checkpoint.open(
             name,
             revision=revision,
@@ -267,6 +286,60 @@ class Pipeline(ABC):
             )
         pipeline = cls(**parts)
         pipeline._source = checkpoint.name
+        return pipeline
+
+    @classmethod
+    def from_single_file(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        prediction_type: str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        use_safetensors: bool | None = None,
+        **components: Any,
+    ) -> Self:
+        """A pipeline from one file in the layout of the original Stable Diffusion programs.
+
+        `name` is a path, 'org/name/file.safetensors' or the file's address on the hub. What kind of
+        checkpoint it is shows in its tensors; `config` names the kind ("sd15", "sdxl", ...), or a folder or
+        repository with settings for another architecture. `prediction_type` is found out too, unless it is
+        given. Pickled files (.ckpt) are read only with `use_safetensors=False`. Further keywords are as for
+        `from_pretrained`.
+        """
+        given = cls._component_arguments(components)
+        if components.get("safety_checker") is True:
+            raise InputError(
+                "safety_checker=True asks for the one in the checkpoint, and a single file has none. Pass "
+                "the safety checker of another pipeline, with its feature_extractor."
+            )
+        file, kind = open_single_file(
+            name,
+            config,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            use_safetensors=use_safetensors,
+        )
+        require_family(file, kind, cls, given)
+        switches = {key: value for key, value in kind.switches.items() if key in cls.switches}
+        parts = load_parts(
+            file,
+            kind,
+            given,
+            dtype=resolve_dtype(dtype if dtype is not None else torch_dtype, available_devices()[0]),
+            prediction_type=prediction_type,
+        )
+        pipeline = cls(**{**switches, **parts})
+        pipeline._source = file.name
         return pipeline
 
     @classmethod

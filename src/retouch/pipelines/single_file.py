@@ -1,0 +1,156 @@
+"""The parts of a pipeline out of one file in the original layout.
+
+The file gives the weights; the settings are those of the kind of checkpoint that it is. Everything is checked
+before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.original_kinds import KINDS, Kind, Settings
+from retouch.checkpoints.original_layout import PLACES, text_encoder_shapes
+from retouch.checkpoints.single_file import SingleFile, settings_from
+from retouch.errors import CheckpointError, ConfigError, InputError
+from retouch.pipelines.components import (
+    clip_tokenizer,
+    is_tokenizer,
+    load_component,
+    model_class,
+    text_encoder_from,
+)
+from retouch.schedulers import by_name
+
+_FAMILIES_PARTS = {part for kind in KINDS.values() for part in kind.parts}
+
+
+def open_single_file(
+    name: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    use_safetensors: bool | None = None,
+    **location: Any,
+) -> tuple[SingleFile, Kind]:
+    """The file, and the kind of checkpoint that it is, unless `config` tells."""
+    file = SingleFile.open(name, revision=revision, use_safetensors=use_safetensors, **location)
+    return file, KINDS[file.kind()] if config is None else settings_from(config, **location)
+
+
+def load_parts(
+    file: SingleFile,
+    kind: Kind,
+    given: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    prediction_type: str | None,
+) -> dict[str, Any]:
+    """All parts of this kind; those that the caller gives are not looked for in the file."""
+    schedule = file.stated_schedule()
+    if prediction_type is not None:
+        schedule["prediction_type"] = prediction_type
+    wanted = {part: entry for part, entry in kind.parts.items() if part not in given}
+    _refuse_absent(file, kind, [part for part in wanted if part in PLACES])
+    for part in given:
+        file.leave(part)
+    loaders = {
+        part: _loader(file, kind, part, class_name, settings, dtype)
+        for part, (class_name, settings) in wanted.items()
+        if not class_name.endswith("Scheduler")
+    }
+    file.refuse_leftovers()
+    parts = dict(given)
+    for part, load in tqdm(loaders.items(), desc="Loading", unit="part", disable=None, leave=False):
+        parts[part] = load()
+    if kind is KINDS["sd2"]:
+        if "prediction_type" not in schedule:
+            schedule["prediction_type"] = "v_prediction" if predicts_v(parts["unet"]) else "epsilon"
+        if schedule["prediction_type"] == "epsilon":
+            kind = KINDS["sd2-base"]
+            for part in ("unet", "vae"):
+                if part in wanted:
+                    model = parts[part]
+                    model.config = type(model.config).from_dict(kind.settings_of(part))
+    if "scheduler" in wanted:
+        class_name, settings = kind.parts["scheduler"]
+        parts["scheduler"] = by_name(class_name).from_config({**settings, **schedule})
+    return parts
+
+
+def require_family(file: SingleFile, kind: Kind, pipeline: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose parts are not those of this pipeline class."""
+    needed = set(pipeline.component_names) - set(pipeline.optional_components)
+    odd = sorted(set(kind.parts) - set(pipeline.component_names))
+    lacking = sorted((needed & _FAMILIES_PARTS) - set(kind.parts) - set(given))
+    if odd or lacking:
+        differs = f"has {', '.join(odd)} besides" if odd else f"lacks {', '.join(lacking)}"
+        raise ConfigError(
+            f"{file.path} is a checkpoint of {kind.title}, and {differs} the parts of {pipeline.__name__}. "
+            f"That class loads its own family alone. Use the class for {kind.title}, or let "
+            f"AutoPipelineForInpainting choose it."
+        )
+
+
+def predicts_v(unet: nn.Module) -> bool:
+    """Whether a UNet of SD 2.x was trained to predict v: its file does not tell, but its answer does.
+
+    At the last timestep almost nothing but noise is left. Asked for the noise, a model gives back what it
+    sees; asked for v, it gives the negative of a picture, which has little to do with what it sees.
+    """
+    config: Any = unet.config
+    like = next(unet.parameters())
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(like)
+    sample = torch.cat([noise, noise.new_zeros(1, config.in_channels - 4, 16, 16)], dim=1)
+    text = noise.new_zeros(1, 77, config.cross_attention_dim)
+    with torch.inference_mode():
+        answer = unet(sample, torch.tensor(999, device=like.device), text).sample
+    return bool(torch.cosine_similarity(answer.float().flatten(), noise.float().flatten(), dim=0) < 0.5)
+
+
+def _refuse_absent(file: SingleFile, kind: Kind, parts: list[str]) -> None:
+    absent = [part for part in parts if file.prefix_of(part) is None]
+    if not absent:
+        return
+    example = {
+        "unet": "UNet2DConditionModel.from_pretrained(...)",
+        "vae": "AutoencoderKL.from_pretrained(...)",
+        "controlnet": "ControlNetModel.from_pretrained(...)",
+    }
+    offers = ", ".join(f"{part}={example.get(part, f'the {part} of another pipeline')}" for part in absent)
+    places = " and ".join(" or ".join(place.rstrip(".") for place, _ in PLACES[part]) for part in absent)
+    raise CheckpointError(
+        f"{file.path} is {what_it_is(file.shapes)[0]} of {kind.title} without {', '.join(absent)}: it has no "
+        f"tensors below {places}. A whole checkpoint is expected, or the missing parts beside it. Pass "
+        f"{offers}."
+    )
+
+
+def _loader(
+    file: SingleFile, kind: Kind, part: str, class_name: str, settings: Settings, dtype: torch.dtype | None
+) -> Callable[[], Any]:
+    """Check that the file holds the part; the answer loads it."""
+    if is_tokenizer(class_name):
+        if kind.folder is None:
+            return partial(clip_tokenizer, **settings)
+        return partial(load_component, kind.folder, part, class_name, variant=None, dtype=None, pickled=False)
+    if class_name.startswith("CLIPTextModel"):
+        shapes = text_encoder_shapes(settings, class_name.endswith("WithProjection"))
+        claim = file.claim(part, settings, shapes)
+        return lambda: text_encoder_from(
+            claim.read(dtype or torch.float32), class_name, settings, dtype, source=str(file.path)
+        )
+    model = model_class(class_name)
+    if model is None:
+        raise InputError(
+            f"{kind.title} has a {class_name} as its {part}, which is not read from an original file. Give "
+            f"that part yourself: {part}=..."
+        )
+    return model.loader(file, settings, dtype=dtype)
