@@ -24,6 +24,8 @@ class Kind:
     pipeline: str  # one class of the family, as model_index.json would name it
     parts: Mapping[str, tuple[str, Settings]]
     switches: Mapping[str, Any] = field(default_factory=dict)
+    # Another kind with the same tensors, which predicts epsilon where this one predicts v.
+    twin: str | None = None
     # Holds the tokenizers, where the settings came from a folder rather than from here.
     folder: Path | None = None
 
@@ -176,7 +178,7 @@ _REFINER = {
     "unet": _unet(128, 4, **_REFINER_UNET),
 }
 
-# By the names that `config=` takes. The two of SD 2 with 4 channels hold the same tensors.
+# By the names that `config=` takes.
 KINDS: dict[str, Kind] = {
     "sd15": Kind("Stable Diffusion 1.x", "StableDiffusionPipeline", _sd_1(4, _PNDM)),
     "sd15-inpainting": Kind(
@@ -186,6 +188,7 @@ KINDS: dict[str, Kind] = {
         "Stable Diffusion 2.x (768, v-prediction)",
         "StableDiffusionPipeline",
         _sd_2(768, 4, _DDIM_V, upcast_attention=True),
+        twin="sd2-base",
     ),
     "sd2-base": Kind("Stable Diffusion 2.x (512)", "StableDiffusionPipeline", _sd_2(512, 4, _PNDM)),
     "sd2-inpainting": Kind(

@@ -162,7 +162,7 @@ class Pretrained:
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
         file = SingleFile.open(name, use_safetensors=use_safetensors, **location)
-        part = PART_OF[cls.__name__]
+        part = cls._part()
         if config is None:
             settings = file.settings_of(part)
         elif config in KINDS:
@@ -186,7 +186,7 @@ class Pretrained:
         device: torch.device | str = "cpu",
     ) -> Callable[[], Any]:
         """Check that the file holds this model; the answer loads it."""
-        part = PART_OF[cls.__name__]
+        part = cls._part()
         model_config = cls.config_class.from_dict(settings, source=f"the settings for {file.path}")
         with torch.device("meta"):
             model = cast(nn.Module, cls.from_config(model_config))
@@ -200,6 +200,17 @@ class Pretrained:
             return model
 
         return load
+
+    @classmethod
+    def _part(cls) -> str:
+        """Which part of an original checkpoint this model is."""
+        for base in cls.__mro__:
+            if base.__name__ in PART_OF:
+                return PART_OF[base.__name__]
+        raise InputError(
+            f"{cls.__name__} has no original layout. {', '.join(PART_OF)} are read from single files. Load "
+            f"this model from a folder or repository with its config.json."
+        )
 
     @classmethod
     def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,8 +80,14 @@ class Claim:
         """Them under our names. One at a time is held in the file's own dtype."""
         state = {}
         for name, origin in self.origins.items():
-            tensor = origin.read(self.file.read(origin.name))
-            state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            tensor = self.file.read(origin.name)
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{self.file.path} holds {origin.name} as {tensor.dtype}. Floating-point weights are "
+                    f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 or "
+                    f"float16."
+                )
+            state[name] = origin.read(tensor).to(device=device, dtype=dtype)
         return state
 
 
@@ -278,7 +284,7 @@ class SingleFile:
 def settings_from(config: str | os.PathLike[str], **options: Any) -> Kind:
     """The kind of a name in KINDS, or one read from a pipeline's folder or repository."""
     if isinstance(config, str) and config in KINDS:
-        return KINDS[config]
+        return replace(KINDS[config], twin=None)
     checkpoint = Checkpoint.open(config, **options)
     index = checkpoint.index()
     classes = {
@@ -293,7 +299,7 @@ def settings_from(config: str | os.PathLike[str], **options: Any) -> Kind:
         settings = {} if class_name.startswith("CLIPTokenizer") else read_config(folder / part / name)
         parts[part] = (class_name, settings)
     switches = {key: value for key, value in index.items() if not isinstance(value, list) and key[0] != "_"}
-    return Kind(os.fspath(config), str(index.get("_class_name")), parts, switches, folder)
+    return Kind(os.fspath(config), str(index.get("_class_name")), parts, switches, folder=folder)
 
 
 def _is_read_from_folder(class_name: str) -> bool:

@@ -70,15 +70,14 @@ def load_parts(
     parts = dict(given)
     for part, load in tqdm(loaders.items(), desc="Loading", unit="part", disable=None, leave=False):
         parts[part] = load()
-    if kind is KINDS["sd2"]:
+    if kind.twin is not None:
         if "prediction_type" not in schedule:
             schedule["prediction_type"] = "v_prediction" if predicts_v(parts["unet"]) else "epsilon"
         if schedule["prediction_type"] == "epsilon":
-            kind = KINDS["sd2-base"]
-            for part in ("unet", "vae"):
+            kind = KINDS[kind.twin]
+            for part in ("unet", "vae"):  # the same models, trained at another size
                 if part in wanted:
-                    model = parts[part]
-                    model.config = type(model.config).from_dict(kind.settings_of(part))
+                    parts[part].config = type(parts[part].config).from_dict(kind.settings_of(part))
     if "scheduler" in wanted:
         class_name, settings = kind.parts["scheduler"]
         parts["scheduler"] = by_name(class_name).from_config({**settings, **schedule})
