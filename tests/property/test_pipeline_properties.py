@@ -174,6 +174,21 @@ class TestMasks:
         assert all(torch.equal(channel, wanted) for channel in seen)
         assert not torch.equal(soft, hard)
 
+    def test_softness_changes_no_seeds_noise(self, make: Any) -> None:
+        pipeline = with_scheduler(make("tiny_sd_inpaint"), "DDIMScheduler")
+        hard, soft = np.asarray(mask(), np.float32) / 255, np.asarray(mask(), np.float32) / 255
+        soft[18:26, 10:18] = 0.6
+        first: list[Tensor] = []
+        states = []
+        for values in (hard, soft):
+            source = seeded(1)
+            run = pipeline.start(**{**HOLE, "mask_image": values}, generator=source)
+            keep = pipeline.unet.register_forward_pre_hook(lambda module, args: first.append(args[0]))
+            next(run)
+            keep.remove()
+            states.append(source.get_state())
+        assert torch.equal(*first) and torch.equal(*states)
+
 
 def speckled(values: np.ndarray) -> Image.Image:
     """As a JPEG's black and white come out."""
@@ -230,6 +245,9 @@ class TestBatches:
     def test_soft_masks(self, make: Any, checkpoint: str) -> None:
         soft = [make(checkpoint).mask_processor.blur(hole, 6) for hole in self.MASKS]
         self.in_batch_and_alone(make(checkpoint), image=self.PICTURES, mask_image=soft)
+        mixed = [soft[0], self.MASKS[1], soft[2]]
+        pipeline = with_scheduler(make(checkpoint), "EulerAncestralDiscreteScheduler")
+        self.in_batch_and_alone(pipeline, image=self.PICTURES, mask_image=mixed)
 
     @pytest.mark.parametrize("each", [1, 2])
     @BOTH

@@ -61,9 +61,15 @@ class Pictures:
         return (self.mask >= 0.5).to(self.mask.dtype)
 
     @property
+    def soft_rows(self) -> Tensor:
+        """For each mask, whether any part of it is neither kept nor repainted from the start."""
+        assert self.mask is not None
+        return ((self.mask > 0) & (self.mask < 1)).flatten(1).any(dim=1)
+
+    @property
     def is_soft(self) -> bool:
-        """Whether any part of the mask is neither kept nor repainted from the start."""
-        return self.mask is not None and bool(((self.mask > 0) & (self.mask < 1)).any())
+        """Whether any mask is soft."""
+        return self.mask is not None and bool(self.soft_rows.any())
 
 
 def listed(value: Any) -> list[Any]:

@@ -258,7 +258,7 @@ class Run:
             return handed, self._draw(shape) if inpainting else handed, handed
         from_noise = request.image is None or given is not None or (inpainting and request.strength == 1)
         original: Tensor | None = None
-        if not from_noise or (inpainting and (pipeline.keeps_original or pictures.is_soft)):
+        if not from_noise or (inpainting and pipeline.keeps_original):
             original = self._encoded_picture()
         if given is not None and request.image is not None and not inpainting:
             return given, given, None  # in image2image they are where the run starts, and not noise
@@ -296,6 +296,15 @@ class Run:
             return self._encode(self.spread(pictures.pixels))  # image2image samples for each result anew
         return self._encode(pictures.pixels)
 
+    def _encoded_aside(self) -> Tensor:
+        """The picture's latents, drawn apart from the request's generator: softness changes no seed's noise."""
+        pictures = self.pictures
+        if pictures.pixels is None:
+            return self._encoded_picture()
+        sources = [torch.Generator().manual_seed(0) for _ in pictures.pixels]
+        pixels = pictures.pixels.to(self.pipeline.device, self.dtype)
+        return self.spread(self.pipeline.encode(pixels, sources))
+
     def _mask_inputs(self, noise: Tensor, original: Tensor | None) -> tuple[Tensor | None, Region | None]:
         """The channels that the model wants joined, and the region that the loop holds to the original."""
         pictures, pipeline = self.pictures, self.pipeline
@@ -315,10 +324,14 @@ class Run:
         elif self.request.masked_image_latents is None and pictures.latents is None:
             # The reference encodes the masked picture here for nothing, which uses up random numbers.
             self._draw(self._latent_shape(pictures.count))
-        region = None
-        if original is not None and (pipeline.keeps_original or pictures.is_soft):
-            region = Region(original, repaint, noise)
-        return channels, region
+        if not pipeline.keeps_original:
+            if not pictures.is_soft:
+                return channels, None
+            # Rows with a hard mask are left to the model, as in a call of their own.
+            is_soft = self.spread(pictures.soft_rows).to(repaint.device)[:, None, None, None]
+            repaint = torch.where(is_soft, repaint, 1.0)
+        original = self._encoded_aside() if original is None else original
+        return channels, Region(original, repaint, noise)
 
     def _shrunk(self, mask: Tensor) -> Tensor:
         """A mask at the latents' size, by nearest neighbour as checkpoints were trained with."""
