@@ -297,7 +297,7 @@ class Run:
         return self._encode(pictures.pixels)
 
     def _encoded_aside(self) -> Tensor:
-        """The picture's latents, drawn apart from the request's generator: softness changes no seed's noise."""
+        """The picture's latents, drawn apart from the request's generator: no seed's noise changes."""
         pictures = self.pictures
         if pictures.pixels is None:
             return self._encoded_picture()
