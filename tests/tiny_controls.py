@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from pipeline_pairs import Pair, load
+from pipeline_pairs import Pair, load, mask, photo
 from published_configs import UNETS
 from tiny_checkpoints import randomised
 
@@ -89,6 +89,7 @@ CONTROLNETS: dict[str, dict[str, Any]] = {
 }
 
 
+SIZE = {"height": 64, "width": 64}
 TASKS = {
     "text2image": "ControlNetPipeline",
     "image2image": "ControlNetImg2ImgPipeline",
@@ -130,3 +131,13 @@ def drawing(seed: int = 0, width: int = 64, height: int = 64) -> Image.Image:
         ends = [(int(draw.integers(0, width)), int(draw.integers(0, height))) for _ in range(2)]
         pen.line(ends, fill=(255, 255, 255), width=2)
     return picture
+
+
+def control_inputs(task: str, control: Any = None) -> dict[str, Any]:
+    """What a task is called with, at the checkpoint's own size."""
+    control = drawing() if control is None else control
+    if task == "text2image":
+        return {"image": control, **SIZE}
+    if task == "image2image":
+        return {"image": photo(), "control_image": control, "strength": 0.8, **SIZE}
+    return {"image": photo(), "mask_image": mask(), "control_image": control, **SIZE}

@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from pipeline_pairs import PROMPT, Pair, generators, mask, photo
-from tiny_controls import control_pair, drawing
+from tiny_controls import SIZE, control_inputs as inputs, control_pair, drawing
 
 import retouch
 from retouch.utils import make_inpaint_condition
 
-SIZE = {"height": 64, "width": 64}
 ONE_LEVEL = 1.001 / 255
 KINDS = [
     ("tiny_sd", "text2image"),
@@ -34,15 +33,6 @@ def made(request: pytest.FixtureRequest) -> Any:
     return lambda checkpoint, task, nets=1, **settings: control_pair(
         request.getfixturevalue(checkpoint), task, nets, **settings
     )
-
-
-def inputs(task: str, control: Any = None) -> dict[str, Any]:
-    control = drawing() if control is None else control
-    if task == "text2image":
-        return {"image": control, **SIZE}
-    if task == "image2image":
-        return {"image": photo(), "control_image": control, "strength": 0.8, **SIZE}
-    return {"image": photo(), "mask_image": mask(), "control_image": control, **SIZE}
 
 
 @pytest.mark.parametrize(("checkpoint", "task"), KINDS)
@@ -88,11 +78,9 @@ def test_a_list_of_one_net(made: Any, checkpoint: str, task: str) -> None:
     made(checkpoint, task, 0).compare(**inputs(task, [drawing()]))
 
 
-@pytest.mark.parametrize("checkpoint", INPAINTERS)
+@pytest.mark.parametrize("checkpoint", ["tiny_sd", "tiny_sd_inpaint"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize(
-    "scheduler", ["EulerAncestralDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"]
-)
+@pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
 def test_schedulers_and_strength(made: Any, checkpoint: str, strength: float, scheduler: str) -> None:
     condition = make_inpaint_condition(photo(), mask())
     pair = made(checkpoint, "inpaint").scheduled(scheduler)
@@ -120,7 +108,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), [KINDS[0], KINDS[3]])
 def test_kinds_of_pictures(made: Any, checkpoint: str, task: str, kind: str) -> None:
     rows = 2 if kind.endswith("s") or "list" in kind else 1
     prompts = ["a cat", "a castle"][:rows]
@@ -149,7 +137,7 @@ def test_a_list_of_lists_is_for_each_prompt(made: Any) -> None:
     assert np.array_equal(lists, arrays)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 72), (104, 40)])
+@pytest.mark.parametrize("size", [(48, 72), (104, 40)])
 @pytest.mark.parametrize(("checkpoint", "task"), KINDS)
 def test_sizes_resize_the_control_picture(
     made: Any, checkpoint: str, task: str, size: tuple[int, int]
@@ -221,7 +209,7 @@ def test_different_pictures_in_a_batch(made: Any) -> None:
 
 
 # Arguments of the reference's that no pipeline here has.
-_NOT_HERE = {"self", "kwargs", "cross_attention_kwargs", "ip_adapter_image", "ip_adapter_image_embeds"}
+_NOT_HERE = {"self", "kwargs", "ip_adapter_image", "ip_adapter_image_embeds"}
 
 
 @pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])
@@ -252,7 +240,7 @@ def test_a_positional_call(made: Any) -> None:
 
 
 @pytest.mark.parametrize("nets", [1, 2])
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), [KINDS[0], KINDS[3]])
 def test_saved_by_one_loaded_by_the_other(
     made: Any, checkpoint: str, task: str, nets: int, tmp_path: Path
 ) -> None:

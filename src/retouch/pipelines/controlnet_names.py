@@ -20,7 +20,7 @@ _DRAWS = ("num_images_per_prompt", "eta", "generator", "latents")
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _CUSTOM = ("timesteps", "sigmas")
-_OUTPUT = ("output_type", "return_dict")
+_OUTPUT = ("output_type", "return_dict", "cross_attention_kwargs")
 _CONTROL = (
     *("controlnet_conditioning_scale", "guess_mode"),
     *("control_guidance_start", "control_guidance_end"),
