@@ -84,8 +84,8 @@ class Claim:
             if not tensor.is_floating_point():
                 raise CheckpointError(
                     f"{self.file.path} holds {origin.name} as {tensor.dtype}. Floating-point weights are "
-                    f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 or "
-                    f"float16."
+                    f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 "
+                    f"or float16."
                 )
             state[name] = origin.read(tensor).to(device=device, dtype=dtype)
         return state
