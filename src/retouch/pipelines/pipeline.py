@@ -393,12 +393,14 @@ class Pipeline(ABC):
         other._source = pipeline._source
         return other
 
-    def to(self, *args: Any, device: Any = None, dtype: Any = None, **kwargs: Any) -> Self:
+    def to(
+        self, *args: Any, device: Any = None, dtype: Any = None, silence_dtype_warnings: bool = False
+    ) -> Self:
         """Move the models to a device, convert them to a dtype, or both."""
-        for value in (*args, *kwargs.values()):
+        for value in args:
             if isinstance(value, torch.dtype):
                 dtype = value
-            elif value is not None:
+            else:
                 device = value
         place = self.device if device is None else resolve_device(device)
         wanted = resolve_dtype(dtype, place)
