@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +22,12 @@ from retouch.sampling.start import window
 from retouch.schedulers.plan import Plan
 
 Pair = tuple[int, int]
+
+_SIZES = [
+    f"{prefix}{name}"
+    for prefix in ("", "negative_")
+    for name in ("original_size", "crops_coords_top_left", "target_size")
+]
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,9 @@ class XLRequest(Request):
         super().check(size_factor, listenable)
         for name in ("denoising_start", "denoising_end"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+            if value is not None and not (isinstance(value, Real) and 0 < float(value) < 1):
                 raise InputError(
-                    f"{name}={value} is outside 0 to 1 (both excluded). Leave it out to run all steps."
+                    f"{name}={value!r} is not between 0 and 1 (both excluded). Leave it out to run all steps."
                 )
         start, end = self.denoising_start, self.denoising_end
         if start is not None and end is not None and start >= end:
@@ -69,21 +77,50 @@ class XLRequest(Request):
                 f"denoising_start={start} is not before denoising_end={end}. Swap or change them."
             )
         for prefix in ("", "negative_"):
-            embeds, pooled = (
-                getattr(self, f"{prefix}prompt_embeds"),
-                getattr(self, f"{prefix}pooled_prompt_embeds"),
+            self._check_side(prefix)
+        for name in _SIZES:
+            value = getattr(self, name)
+            is_pair = isinstance(value, Sequence) and [isinstance(side, Real) for side in value] == [True] * 2
+            if not is_pair and (value is not None or name == "crops_coords_top_left"):
+                raise InputError(f"{name}={value!r} is not a pair of numbers, the vertical one first.")
+        for name in ("aesthetic_score", "negative_aesthetic_score"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise InputError(f"{name}={value!r} is not a finite number.")
+
+    def _check_side(self, prefix: str) -> None:
+        text, embeds, pooled = (
+            getattr(self, prefix + name) for name in ("prompt_2", "prompt_embeds", "pooled_prompt_embeds")
+        )
+        if (embeds is None) != (pooled is None):
+            raise InputError(
+                f"{prefix}prompt_embeds and {prefix}pooled_prompt_embeds belong together, and one of "
+                "them is missing. encode_prompt returns both."
             )
-            if (embeds is None) != (pooled is None):
-                raise InputError(
-                    f"{prefix}prompt_embeds and {prefix}pooled_prompt_embeds belong together, and one of "
-                    "them is missing. encode_prompt returns both."
-                )
-        for name in ("prompt_2", "negative_prompt_2"):
-            text = getattr(self, name)
-            if text is not None and not isinstance(text, str) and len(text) != self.prompts:
-                raise InputError(
-                    f"{name} has {len(text)} entries for {self.prompts} prompts. Give one for each."
-                )
+        if embeds is not None and not (isinstance(pooled, Tensor) and pooled.ndim == 2):
+            raise InputError(
+                f"{prefix}pooled_prompt_embeds is no tensor of (prompts, width). Take it from encode_prompt."
+            )
+        if embeds is not None and len(embeds) != len(pooled):
+            raise InputError(
+                f"{prefix}prompt_embeds holds {len(embeds)} prompts and {prefix}pooled_prompt_embeds "
+                f"{len(pooled)}. They belong together; give both for the same prompts."
+            )
+        if text is None or isinstance(text, str):
+            count = None
+        elif isinstance(text, Sequence) and all(isinstance(part, str) for part in text):
+            count = len(text)
+        else:
+            raise InputError(f"{prefix}prompt_2 is {text!r:.80}; it takes a string or a list of strings.")
+        if text is not None and embeds is not None:
+            raise InputError(
+                f"Both {prefix}prompt_2 and {prefix}prompt_embeds were given; they say the same thing. Give "
+                "one."
+            )
+        if count not in (None, self.prompts):
+            raise InputError(
+                f"{prefix}prompt_2 has {count} entries for {self.prompts} prompts. Give one for each."
+            )
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -100,8 +137,15 @@ class StableDiffusionXL(LatentDiffusion):
         "image_encoder",
         "feature_extractor",
     )
-    # The refiner has the second text encoder alone.
-    optional_components = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
+    # The refiner has the second text encoder alone; given embeddings need neither.
+    optional_components = (
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "image_encoder",
+        "feature_extractor",
+    )
     switches: ClassVar = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": False}
     listenable: ClassVar = {
         **LatentDiffusion.listenable,
@@ -201,7 +245,8 @@ class StableDiffusionXL(LatentDiffusion):
             prompt_embeds, pooled_prompt_embeds = self._read(
                 prompt or "", prompt_2 or prompt or "", None, clip_skip, lora_scale
             )
-        positive = prompt_embeds.to(self.device, self.text_encoder_2.dtype)
+        reader = self.unet if self.text_encoder_2 is None else self.text_encoder_2
+        positive = prompt_embeds.to(self.device, reader.dtype)
         pooled, negative, negative_pooled = pooled_prompt_embeds, None, None
         if do_classifier_free_guidance:
             if negative_prompt_embeds is not None and negative_pooled_prompt_embeds is not None:
@@ -227,6 +272,11 @@ class StableDiffusionXL(LatentDiffusion):
         lora_scale: float | None,
     ) -> tuple[Tensor, Tensor]:
         """States of one layer before the last of each encoder, side by side, and the second's pooled text."""
+        if self.text_encoder_2 is None:
+            raise InputError(
+                "A text was given, but this pipeline was made without text_encoder_2. Give prompt_embeds, "
+                "pooled_prompt_embeds and, for guidance, their negatives; or load the text encoders."
+            )
         encoders = [("text_encoder", "tokenizer", first), ("text_encoder_2", "tokenizer_2", second)]
         if self.components["text_encoder"] is None:  # the refiner's only encoder reads the first prompt
             encoders = [("text_encoder_2", "tokenizer_2", first)]
