@@ -89,7 +89,7 @@ def test_a_refiner_that_is_taken_for_a_base_model(tiny_sdxl_refiner: Path) -> No
     wrong = retouch.StableDiffusionXLImg2ImgPipeline.from_pretrained(
         tiny_sdxl_refiner, requires_aesthetics_score=False
     )
-    with pytest.raises(InputError, match="expects 64 numbers.*get 72.*requires_aesthetics_score=True"):
+    with pytest.raises(InputError, match=r"expects 64 numbers.*get 72.*requires_aesthetics_score=True"):
         wrong("a cat", **task_inputs("image2image"))
 
 
@@ -114,5 +114,5 @@ def test_without_text_encoders(call: Any, tiny_sdxl: Path) -> None:
     result = light(**embeddings, **options, generator=generators(1)).images
     expected = whole("a cat", negative_prompt="a bench", **options, generator=generators(1)).images
     assert torch.equal(result, expected)
-    with pytest.raises(InputError, match="without text_encoder_2. Give prompt_embeds"):
+    with pytest.raises(InputError, match=r"without text_encoder_2\. Give prompt_embeds"):
         light("a cat", **options)
