@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from PIL import Image
 from pipeline_pairs import PROMPT, Pair, as_tensor, generators, mask, pair, photo, task_inputs
 
@@ -317,3 +318,24 @@ def test_versions_and_widths(each_inpainter: Pair) -> None:
         strength=0.7,
         seeds=[1, 2],
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": "a cat", "negative_prompt": "a bench"},
+        {"prompt": ["a cat", "a castle"], "negative_prompt": ["a bench", ""]},
+        {"prompt": ["a cat", "a castle"]},
+        {"prompt": None, "prompt_embeds": embeds(1, 2)},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+@pytest.mark.parametrize("each", [1, 3])
+def test_encode_prompt(tiny_sd: Path, arguments: dict[str, Any], each: int) -> None:
+    both = pair(tiny_sd, "text2image")
+    given = {"device": "cpu", "num_images_per_prompt": each, "do_classifier_free_guidance": True, **arguments}
+    with torch.no_grad():
+        for ours, theirs in zip(
+            both.ours.encode_prompt(**given), both.theirs.encode_prompt(**given), strict=True
+        ):
+            assert_close(ours, theirs)
