@@ -15,17 +15,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hub_stand_in import HubStandIn
 from PIL import Image
 from pipeline_pairs import mask, photo
+from tiny_controls import tiny_controlnet
 
 from retouch import devices
+from retouch.utils import make_inpaint_condition
 
 GUIDE = Path(__file__).parents[2] / "../shared/seeds/inpainting-guide.md"
 REGULAR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INPAINTING = "runwayml/stable-diffusion-inpainting"
+CONTROLNET = "lllyasviel/control_v11p_sd15_inpaint"
+ELDEN_RING = "nitrosocke/elden-ring-diffusion"
 # A UNet whose attention is at half the resolution, since one example works at 512 x 512.
 SMALL = {
     "block_out_channels": (8, 16),
@@ -310,3 +315,48 @@ def test_a_chain_that_stays_in_latents(source: str, world: Path) -> None:
     another_picture(names)
     assert type(names["pipeline"]).__name__ == "StableDiffusionImg2ImgPipeline"
     assert names["pipeline"].unet is inpainting.unet and names["pipeline"].vae is inpainting.vae
+
+
+CONTROLLED = f"""
+import torch
+from diffusers import AutoPipelineForImage2Image, ControlNetModel, StableDiffusionControlNetInpaintPipeline
+from diffusers.utils import load_image, make_image_grid, make_inpaint_condition
+half = dict(torch_dtype=torch.float16)
+controlnet = ControlNetModel.from_pretrained("{CONTROLNET}", variant="fp16", **half)
+pipeline = StableDiffusionControlNetInpaintPipeline.from_pretrained(
+    "{INPAINTING}", controlnet=controlnet, variant="fp16", **half
+)
+pipeline.enable_model_cpu_offload()
+pipeline.enable_xformers_memory_efficient_attention()
+where = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/diffusers/"
+init_image, mask_image = load_image(where + "inpaint.png"), load_image(where + "inpaint_mask.png")
+control_image = make_inpaint_condition(init_image, mask_image)
+options = dict(num_inference_steps=3)
+image = pipeline("a castle", init_image, mask_image, control_image=control_image, **options).images[0]
+restyle = AutoPipelineForImage2Image.from_pretrained("{ELDEN_RING}", **half)
+image_elden_ring = restyle("elden ring style castle", image=image, **options).images[0]
+make_image_grid([init_image, mask_image, image, image_elden_ring], rows=2, cols=2)
+"""
+
+
+@pytest.mark.parametrize("source", ["guide", "short"])
+def test_controlnet_and_a_new_style(
+    source: str, world: Path, hub: HubStandIn, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    if source == "guide" and not GUIDE.exists():
+        pytest.skip("the guide is not at hand")
+    net = tiny_controlnet(tiny_checkpoint("guide_inpaint"))
+    net.save_pretrained(world / "net")
+    net.half().save_pretrained(world / "net", variant="fp16")
+    hub.add(CONTROLNET, world / "net")
+    hub.add(ELDEN_RING, tiny_checkpoint("guide_elden_ring", seed=33, **SMALL))
+    blocks = guide_blocks()["ControlNet"] if source == "guide" else [CONTROLLED]
+    # The guide's own condition stands in its block; one of its names is imported in another example.
+    names = run(blocks, {"PIL": PIL})
+    another_picture(names)
+    assert names["image_elden_ring"].size == names["image"].size
+    assert names["image_elden_ring"].tobytes() != names["image"].tobytes()
+    condition = make_inpaint_condition(names["init_image"], names["mask_image"])
+    assert torch.equal(names["control_image"], condition) and float(condition.min()) == -1
+    if source == "guide":
+        assert names["make_inpaint_condition"] is not make_inpaint_condition
