@@ -375,8 +375,10 @@ class Pipeline(ABC):
             for name, part in self.components.items():
                 if part is not None:
                     save_component(part, staged / name, variant, max_shard_size)
-            index = json.dumps(self.config, indent=2) + "\n"
-            (staged / "model_index.json").write_text(index, encoding="utf-8")
+            # Of the switches only those that are set: not each front of the reference knows them all.
+            defaults = self.switches.items()
+            index = {key: value for key, value in self.config.items() if (key, value) not in defaults}
+            (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             for source in sorted(path for path in staged.rglob("*") if path.is_file()):
                 place = target / source.relative_to(staged)
                 place.parent.mkdir(parents=True, exist_ok=True)
