@@ -2,7 +2,8 @@
 
 Colour comes first. In photos brightness varies four times as much: trained on them from the start, the four
 channels are spent on brightness in detail, and after a thousand steps everything is still grey. A few hundred
-steps on blocks of random colours, where red, green and blue vary alike, give each a channel; photos keep it.
+steps on blocks of random colours, where red, green and blue vary alike, give each a channel. Photos keep those
+of red and blue; green, which varies least in them, is kept by a few blocks among the photos.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from training.state import save_folder
 BATCH = 8
 SMALL = 64  # the side of the crops in the first part: a quarter of the work for each step
 SMALL_SHARE = 0.75  # of the steps
-COLOUR_FIRST = 800  # steps on blocks of random colours
+COLOUR_FIRST = 600  # steps on blocks of random colours alone
+BLOCKS = 1  # of each later batch of small crops: otherwise green is lost again
 NOISE = 0.1  # the spread that the decoder is taught to bear; the posterior's own variance is not learnt
 
 
@@ -54,13 +56,14 @@ def train(
 
     def loss_at(step: int, generator: Generator) -> Tensor:
         if step < COLOUR_FIRST:
-            pixels = random_blocks(generator)
+            pixels = random_blocks(BATCH, generator)
             return colour_loss(encode_and_decode(pixels.to(device), generator)[0], pixels.to(device))
         numbers = range(step * BATCH, (step + 1) * BATCH)
         pixels = to_pixels(np.stack([composer.picture(number) for number in numbers]))
         if step < SMALL_SHARE * steps:
             top, left = torch.randint(size - SMALL + 1, (2,), generator=generator).tolist()
-            pixels = pixels[..., top : top + SMALL, left : left + SMALL].contiguous()
+            pixels = pixels[BLOCKS:, :, top : top + SMALL, left : left + SMALL]
+            pixels = torch.cat([random_blocks(BLOCKS, generator), pixels])
         pixels = pixels.to(device)
         decoded, mean = encode_and_decode(pixels, generator)
         return reconstruction_loss(decoded, pixels) + 1e-4 * mean.square().mean()
@@ -72,8 +75,8 @@ def train(
     print("vae", measured(network), flush=True)
 
 
-def random_blocks(generator: Generator) -> Tensor:
-    colours = torch.rand(BATCH, 3, 4, 4, generator=generator) * 2 - 1
+def random_blocks(count: int, generator: Generator) -> Tensor:
+    colours = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
     return F.interpolate(colours, size=(SMALL, SMALL), mode="nearest")
 
 
@@ -89,9 +92,9 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 def colour_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Errors of the mean colour of 8x8 pixels, those of hue and saturation three times."""
+    """Errors of the mean colour of 8x8 pixels, those of hue and saturation six times."""
     error = F.avg_pool2d(decoded - pixels, 8)
-    return error.square().mean() + 2 * (error - error.mean(1, keepdim=True)).square().mean()
+    return error.square().mean() + 5 * (error - error.mean(1, keepdim=True)).square().mean()
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
