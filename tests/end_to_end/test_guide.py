@@ -1,4 +1,4 @@
-"""The inpainting guide's examples for Stable Diffusion 1 run as they stand, but for the name of the library.
+"""The inpainting guide's examples for Stable Diffusion run as they stand, but for the name of the library.
 
 The guide is not part of this repository: where it is not at hand, our own short versions are all that
 runs. Checkpoints and pictures come from the stand-in, under the guide's names and addresses.
@@ -21,6 +21,7 @@ import torch
 from hub_stand_in import HubStandIn
 from PIL import Image
 from pipeline_pairs import mask, photo
+from tiny_checkpoints_xl import stable_diffusion_xl
 from tiny_controls import tiny_controlnet
 
 from retouch import devices
@@ -31,11 +32,21 @@ REGULAR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INPAINTING = "runwayml/stable-diffusion-inpainting"
 CONTROLNET = "lllyasviel/control_v11p_sd15_inpaint"
 ELDEN_RING = "nitrosocke/elden-ring-diffusion"
+SDXL_INPAINTING = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
+REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 # A UNet whose attention is at half the resolution, since one example works at 512 x 512.
 SMALL = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+# For 50 steps at 1024 x 1024: few channels, and attention at a quarter of the resolution.
+NARROW = {
+    "block_out_channels": (4, 4, 8),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 2,
 }
 
 Names = dict[str, Any]
@@ -105,14 +116,19 @@ def world(
     urllib.request.install_opener(None)  # type: ignore[arg-type]
 
 
-def run(blocks: list[str], names: Names) -> Names:
-    """Run the blocks one after the other in one namespace; half precision alone may be warned of, once."""
+def run(blocks: list[str], names: Names, *told: str) -> Names:
+    """Run the blocks one after the other in one namespace.
+
+    Half precision alone may be warned of, once, and what `told` says.
+    """
     for block in blocks:
         code = re.sub(r"^from diffusers\b", "from retouch", block, flags=re.M)
         if not torch.cuda.is_available():
             code = re.sub(r"""(["'])cuda\1""", '"cpu"', code)
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", "float16 was asked for")
+            for message in told:
+                warnings.filterwarnings("ignore", message)
             exec(compile(code, "inpainting-guide.md", "exec"), names)
         names["warnings"] = names.get("warnings", 0) + len(caught)
     assert names["warnings"] == (names["pipeline"].dtype != torch.float16)
@@ -360,3 +376,50 @@ def test_controlnet_and_a_new_style(
     assert torch.equal(names["control_image"], condition) and float(condition.min()) == -1
     if source == "guide":
         assert names["make_inpaint_condition"] is not make_inpaint_condition
+
+
+@pytest.mark.parametrize("source", ["guide", "short"])
+def test_sdxl_inpainting(
+    source: str, world: Path, hub: HubStandIn, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    if source == "guide" and not GUIDE.exists():
+        pytest.skip("the guide is not at hand")
+    settings: dict[str, Any] = {"kind": "inpaint", "variant": "fp16", "seed": 34}
+    hub.add(SDXL_INPAINTING, tiny_checkpoint("guide_sdxl_inpaint", stable_diffusion_xl, **settings))
+    guides = guide_blocks()["Stable Diffusion XL (SDXL) Inpainting"] if source == "guide" else []
+    names = run(guides or [short("generator=generator", SDXL_INPAINTING)], {})
+    assert type(names["pipeline"]).__name__ == "StableDiffusionXLInpaintPipeline"
+    another_picture(names)
+
+
+REFINED = f"""
+image_inpainting = image.resize((1024, 1024))
+pipeline = AutoPipelineForInpainting.from_pretrained(
+    "{REFINER}", torch_dtype=torch.float16, variant="fp16"
+)
+prompt = "an elven castle"
+options = dict(image=image_inpainting, mask_image=mask_image, num_inference_steps=2)
+image = pipeline(prompt=prompt, **options, output_type="latent").images[0]
+"""
+
+
+@pytest.mark.parametrize("source", [pytest.param("guide", marks=pytest.mark.slow), "short"])
+def test_a_chain_with_the_refiner(
+    source: str, world: Path, hub: HubStandIn, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    """Two inpainting pipelines and an image-to-image one, the last two of them in latent space."""
+    if source == "guide" and not GUIDE.exists():
+        pytest.skip("the guide is not at hand")
+    settings: dict[str, Any] = {"kind": "refiner", "variant": "fp16", "seed": 35, **NARROW}
+    hub.add(REFINER, tiny_checkpoint("guide_refiner", stable_diffusion_xl, **settings))
+    guides = guide_blocks()["Inpaint-to-image-to-image"] if source == "guide" else []
+    finish = CHAINED.replace("image=image", "image=image, strength=0.04")
+    *inpainted, last = guides or [short(), REFINED, finish]
+    names = run(inpainted, {}, "mask_image is 64x64 but image is 1024x1024")
+    refiner = names["pipeline"]
+    assert type(refiner).__name__ == "StableDiffusionXLInpaintPipeline" and refiner.requires_aesthetics_score
+    assert names["image"].shape == (4, 128, 128) and names["image_inpainting"].size == (1024, 1024)
+    run([last], names)
+    a_picture(names, (1024, 1024))
+    assert type(names["pipeline"]).__name__ == "StableDiffusionXLImg2ImgPipeline"
+    assert names["pipeline"].unet is refiner.unet and names["pipeline"].vae is refiner.vae
