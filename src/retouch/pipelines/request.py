@@ -81,6 +81,10 @@ class Request:
     mask_mode: str = argument(
         "soft", '"soft" releases grey areas late in the run; "binary" hardens the mask at one half.'
     )
+    tile_size: int | None = argument(
+        None,
+        "Predict in overlapping windows of this side in pixels, for pictures larger than the model likes.",
+    )
     record: Any = argument(
         None, "True, or a retouch.Recording, keeps a picture of each step in the output's `recording`."
     )
@@ -229,7 +233,7 @@ class Task:
     renamed: Mapping[str, str] = field(default_factory=dict)  # arguments that mean a field of another name
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", [*self.arguments, "record"])  # all pipelines take it
+        object.__setattr__(self, "arguments", [*self.arguments, "tile_size", "record"])  # all take them
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
         """A call's arguments as a request; an unknown name is answered with the nearest known one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,9 @@ from retouch.sampling.guidance import Guidance
 from retouch.sampling.predict import Predictor
 from retouch.sampling.region import Region
 from retouch.sampling.start import first_latents
+from retouch.sampling.tiles import tiled
 from retouch.schedulers.foreign import as_plan
+from retouch.schedulers.plan import Step
 
 if TYPE_CHECKING:
     from retouch.pipelines.pipeline import Pipeline
@@ -207,7 +209,7 @@ class Run:
             predict = Predictor(unet, plan, self.guidance, inputs, channels, control)
             listener = Listener(self, predict, region)
             silent = len(plan) - requested * plan.order  # PNDM's warm-up takes steps that nobody asked for
-            for done, progress in enumerate(denoise(predict, plan, latents, region), start=1):
+            for done, progress in enumerate(denoise(self._windowed(predict), plan, latents, region), start=1):
                 if not bool(progress.latents.isfinite().all()):
                     raise NumericsError(self._explain_nan(done))
                 listener.hear(done - 1, progress)
@@ -223,6 +225,19 @@ class Run:
                 self._heed_cancel(done)
                 if self._interrupt:
                     return
+
+    def _windowed(self, predict: Predictor) -> Callable[[Tensor, Step], Tensor]:
+        """The prediction in overlapping windows, where the request asks for that."""
+        side = self.request.tile_size
+        if side is None:
+            return predict
+        if predict.control is not None:
+            raise InputError(
+                "tile_size was given to a pipeline with a ControlNet, whose picture is not cut into windows. "
+                "Leave one of them out."
+            )
+        latents = max(1, side // self.pipeline.vae_scale_factor)
+        return tiled(predict, latents, overlap=latents // 4)
 
     def _plan(self) -> tuple[Any, int]:
         """The schedule that is left after strength, and how many of the requested steps that is."""
