@@ -46,13 +46,12 @@ _BEGINNINGS = {
     "lora_te2_": "text_encoder_2",
 }
 _OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
-    "oft_": "OFT",
-    ".on_input": "(IA)^3",
-    ".diff": "full differences of weights",
+    r"\.(dora_scale|lora_magnitude_vector)": "DoRA",
+    r"\.hada_(w|t)\d": "LoHa",
+    r"\.lokr_(w|t)\d": "LoKr",
+    r"\.oft_(blocks|diag|R)": "OFT",
+    r"\.on_input$": "(IA)^3",
+    r"\.diff(_b)?$": "full differences of weights",
 }
 _ACCEPTED = (
     "Accepted are LoRA files for Stable Diffusion 1.x, 2.x and XL in the formats of PEFT and diffusers "
@@ -180,8 +179,8 @@ def _parted(key: str) -> tuple[str, str, str] | None:
 
 
 def _refuse_other_kinds(state: Mapping[str, Any], source: str) -> None:
-    for mark, kind in _OTHER_KINDS.items():
-        keys = [key for key in state if mark in key]
+    for pattern, kind in _OTHER_KINDS.items():
+        keys = [key for key in state if re.search(pattern, key)]
         if keys:
             raise CheckpointError(
                 f"{source} holds {kind}, not plain LoRA: {_few(keys)}. {_ACCEPTED}. Look for a plain version "

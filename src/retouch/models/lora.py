@@ -8,7 +8,7 @@ loaded as without them. Models of transformers, whose layers are torch's too, ar
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,16 +67,17 @@ class _Adapted:
         self.lora_down = down.reshape(-1, *self.weight.shape[1:]).to(self.weight)
         self.lora_up = up.reshape(*up.shape[:2], *spatial).to(self.weight)
 
+    @torch.no_grad()
     def fuse(self, names: Collection[str], scale: float) -> None:
         """Add these updates to the weights. The weights as they were are kept, for `unfuse`."""
         used = [name for name in names if name in self.updates and name not in self.fused]
         if not used:
             return
-        total = self.weight.detach().float()
+        total = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         for name in used:
             update, factor = self.updates[name], scale * self.weights.get(name, 1.0)
-            product = update.up.flatten(1).float() @ update.down.flatten(1).float()
-            total = total + (update.scale * factor * product).reshape(total.shape).to(total.device)
+            up, down = (side.to(total).flatten(1) for side in (update.up, update.down))
+            total = total + (update.scale * factor * (up @ down)).reshape(total.shape)
         if self.unfused_weight is None:
             self.unfused_weight = self.weight.data.to("cpu")
         self.weight.data = total.to(self.weight.dtype)
@@ -126,7 +127,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def attach(model: nn.Module, adapter: str, updates: Mapping[str, Update]) -> None:
-    """Give layers their updates, under the name of an adapter that is not in use yet."""
+    """Give layers their updates, under the name of an adapter that is not there yet. `use` makes it count."""
     for name, update in updates.items():
         layer: Any = model.get_submodule(name)
         if type(layer) in _ADAPTED:
@@ -136,20 +137,33 @@ def attach(model: nn.Module, adapter: str, updates: Mapping[str, Update]) -> Non
                 layer.register_buffer(part, None, persistent=False)
             layer.__class__ = _ADAPTED[type(layer)]
         layer.updates[adapter] = update
+    _remember(model, [*adapters(model), adapter])
 
 
-def detach(model: nn.Module, adapters: Collection[str] | None = None) -> None:
+def detach(model: nn.Module, names: Collection[str] | None = None) -> None:
     """Take adapters away, None being all; layers without any become plain again. What is fused stays so."""
+    gone = set(adapters(model) if names is None else names)
     for layer in adapted(model):
-        layer.updates = {
-            name: update for name, update in layer.updates.items() if name not in (adapters or ())
-        }
-        if adapters is not None and layer.updates:
+        layer.updates = {name: layer.updates[name] for name in layer.updates if name not in gone}
+        if layer.updates:
             layer.arrange()
             continue
         for part in ("updates", "weights", "fused", "unfused_weight", "is_enabled", "lora_down", "lora_up"):
             delattr(layer, part)
         layer.__class__ = _PLAIN[type(layer)]
+    _remember(model, [name for name in adapters(model) if name not in gone])
+
+
+def _remember(model: nn.Module, names: list[str]) -> None:
+    """Keep the order of loading, which the layers do not know: each has some of the adapters."""
+    model.__dict__["_lora_adapters"] = names
+    if not names:
+        del model.__dict__["_lora_adapters"]
+
+
+def adapters(model: nn.Module) -> list[str]:
+    """The names of a model's adapters, in the order of loading."""
+    return list(model.__dict__.get("_lora_adapters", []))
 
 
 def adapted(model: nn.Module) -> list[Any]:
@@ -157,19 +171,16 @@ def adapted(model: nn.Module) -> list[Any]:
     return [layer for layer in model.modules() if isinstance(layer, _Adapted)]
 
 
-def adapters(model: nn.Module) -> list[str]:
-    """The names of a model's adapters, in the order of loading."""
-    return _once(name for layer in adapted(model) for name in layer.updates)
-
-
 def active(model: nn.Module) -> list[str]:
-    """The names of those in use."""
-    return _once(name for layer in adapted(model) for name in layer.weights if name in layer.updates)
+    """The names of those in use, which all layers know alike."""
+    there, layers = adapters(model), adapted(model)
+    return [name for name in layers[0].weights if name in there] if layers else []
 
 
 def fused(model: nn.Module) -> list[str]:
     """The names of those that are part of the weights now."""
-    return _once(name for layer in adapted(model) for name in layer.fused)
+    there = {name for layer in adapted(model) for name in layer.fused}
+    return [name for name in adapters(model) if name in there]
 
 
 def use(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -184,7 +195,3 @@ def enable(model: nn.Module, is_enabled: bool) -> None:
     for layer in adapted(model):
         layer.is_enabled = is_enabled
         layer.arrange()
-
-
-def _once(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
