@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ SIZES = {
     "negative_original_size": (32, 32),
     "negative_target_size": (16, 40),
 }
+
+
+@pytest.mark.parametrize("task", XL_NAMES)
+def test_the_arguments_are_the_references_in_its_order(task: str) -> None:
+    ours, theirs = (
+        inspect.signature(getattr(library, XL_NAMES[task]).__call__).parameters
+        for library in (retouch, diffusers)
+    )
+    assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
+    absent = {"ip_adapter_image", "ip_adapter_image_embeds", "kwargs"}
+    absent |= {"latents"} if task == "image2image" else set()  # where it is without effect
+    assert theirs.keys() - ours.keys() <= absent | {"cross_attention_kwargs"}
 
 
 @pytest.mark.parametrize(("checkpoint", "task"), KINDS)

@@ -32,16 +32,11 @@ SCHEDULERS = {
 }
 
 
-# Heun's two cut inside a step and between two.
-@pytest.mark.parametrize(("name", "share"), [*((name, 0.5) for name in SCHEDULERS), ("Heun", 0.8)])
-@pytest.mark.parametrize("task", ["text2image", "inpaint"])
-def test_two_stages(made: Make, task: str, name: str, share: float) -> None:
-    """Each stage has a memory of its own, and the first does not step as if it were the end."""
-    scheduler, options = SCHEDULERS[name]
-    base = made(BASE, task).scheduled(scheduler, **options)
-    refiner = made(REFINER, task if task == "inpaint" else "image2image").scheduled(scheduler, **options)
-    inputs = task_inputs(task)
-    kept = {} if task == "text2image" else {key: inputs[key] for key in ("mask_image", "height", "width")}
+def compare_stages(base: Pair, refiner: Pair, share: float) -> None:
+    """The first pair paints `share` of the schedule and hands latents over, the second paints the rest."""
+    inputs = task_inputs(base.task)
+    shared = ("mask_image", "height", "width") if refiner.task == "inpaint" else ()
+    kept = {name: inputs[name] for name in shared}
     common: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": 3.0}
     results = []
     for first, second in ((base.ours, refiner.ours), (base.theirs, refiner.theirs)):
@@ -65,6 +60,25 @@ def test_two_stages(made: Make, task: str, name: str, share: float) -> None:
     assert_close(handed, their_handed, 5e-5 * float(their_handed.abs().max()))
     assert_close(done, their_done, 3e-5)
     assert torch.equal(state, their_state)
+
+
+# Heun's two cut inside a step and between two.
+@pytest.mark.parametrize(("name", "share"), [*((name, 0.5) for name in SCHEDULERS), ("Heun", 0.8)])
+@pytest.mark.parametrize("task", ["text2image", "inpaint"])
+def test_two_stages(made: Make, task: str, name: str, share: float) -> None:
+    """Each stage has a memory of its own, and the first does not step as if it were the end."""
+    scheduler, options = SCHEDULERS[name]
+    finish = task if task == "inpaint" else "image2image"
+    compare_stages(
+        made(BASE, task).scheduled(scheduler, **options),
+        made(REFINER, finish).scheduled(scheduler, **options),
+        share,
+    )
+
+
+@pytest.mark.parametrize("finish", ["image2image", "inpaint"])
+def test_an_inpainting_checkpoint_as_the_first_stage(made: Make, finish: str) -> None:
+    compare_stages(made(INPAINT, "inpaint"), made(REFINER, finish), 0.7)
 
 
 @pytest.mark.parametrize("name", ["DPM++ 2M", "Heun", "UniPC"])
