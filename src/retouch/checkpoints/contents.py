@@ -25,7 +25,7 @@ _SIGNS = (
     (r"motion_modules?\.", "an AnimateDiff motion module", "Video models are not supported"),
     (r"\b(double|single)_blocks\.\d", "a Flux model", "Use a Stable Diffusion 1.x, 2.x or XL checkpoint"),
     (r"\bjoint_blocks\.\d", "a Stable Diffusion 3 model", "Use a Stable Diffusion 1.x, 2.x or XL checkpoint"),
-    (r"^model\.diffusion_model\.", "a checkpoint", "Load it with a pipeline's from_single_file"),
+    (r"^model\.diffusion_model\.", "a checkpoint, or a part of one", "Check that it is complete"),
     (
         r"^(control_model\.|input_hint_block\.|controlnet_cond_embedding\.)",
         "a ControlNet",

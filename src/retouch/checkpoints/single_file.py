@@ -149,7 +149,8 @@ class SingleFile:
 
     def kind(self) -> str:
         """The name in KINDS of the checkpoint that this is, told from the UNet's shapes."""
-        if self.prefix_of("unet") is None and OURS["unet"] not in self.shapes:
+        first = (self.prefix_of("unet") or ("", ""))[0] + BARE["unet"]
+        if first not in self.shapes and OURS["unet"] not in self.shapes:
             noun, advice = what_it_is(self.shapes)
             raise CheckpointError(
                 f"{self.path} is {noun}. A checkpoint with a UNet is expected: Stable Diffusion 1.x, 2.x or "

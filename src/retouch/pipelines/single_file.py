@@ -126,9 +126,9 @@ def _refuse_absent(file: SingleFile, kind: Kind, parts: list[str]) -> None:
     offers = ", ".join(f"{part}={example.get(part, f'the {part} of another pipeline')}" for part in absent)
     places = " and ".join(" or ".join(place.rstrip(".") for place, _ in PLACES[part]) for part in absent)
     raise CheckpointError(
-        f"{file.path} is {what_it_is(file.shapes)[0]} of {kind.title} without {', '.join(absent)}: it has no "
-        f"tensors below {places}. A whole checkpoint is expected, or the missing parts beside it. Pass "
-        f"{offers}."
+        f"{file.path} has no {', '.join(absent)}: there are no tensors below {places}. It is "
+        f"{what_it_is(file.shapes)[0]}, read as {kind.title}. A whole checkpoint is expected, or the missing "
+        f"parts beside it. Pass {offers}."
     )
 
 
