@@ -102,6 +102,9 @@ class Latents(Tensor):
                 part.vae = mark
         return result
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.clone()  # torch's own refuses such classes
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)  # files hold plain tensors
 

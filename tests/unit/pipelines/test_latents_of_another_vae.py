@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -30,6 +31,7 @@ OTHER = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.13025))
         lambda latents: torch.cat([latents, latents]),
         lambda latents: [latents[0], latents[1]],
         lambda latents: 0.5 * latents,
+        copy.deepcopy,
     ],
 )
 def test_the_mark_stays(change: Callable[[torch.Tensor], Any]) -> None:
