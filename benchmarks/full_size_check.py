@@ -6,13 +6,14 @@ own peak. Exits with 1 if the outputs differ by more than rounding.
 
     python benchmarks/full_size_check.py --family sd15-inpainting --threads 2 --output result.json
 
-It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16) in the temporary folder, or in
---folder, which is kept.
+It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16, 1.5 GB for a ControlNet) in the
+temporary folder, or in --folder, which is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import multiprocessing
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,23 +32,35 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from published_configs import AUTOENCODERS, UNETS
+from published_configs import AUTOENCODERS, CONTROLNETS, UNETS
 
-Part = Literal["unet", "vae"]
+Part = Literal["unet", "vae", "controlnet"]
 Library = Literal["reference", "ours"]
+
+# For each part its class, and where it is here.
+CLASSES: dict[Part, tuple[str, str]] = {
+    "unet": ("UNet2DConditionModel", "retouch.models.unet"),
+    "vae": ("AutoencoderKL", "retouch.models.autoencoder"),
+    "controlnet": ("ControlNetModel", "retouch.models.controlnet"),
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A published checkpoint: its two config.json files, and the inputs of one run."""
+    """A published checkpoint: its config.json files (empty: no such part), and the inputs of one run."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     dtype: torch.dtype
     latent_side: int
     text_shape: tuple[int, int]
+    controlnet: dict[str, Any] = field(default_factory=dict)
     pooled_width: int = 0  # of SDXL's second text encoder
     tolerance: float = 1e-4  # of the largest difference, relative to the largest value
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in CLASSES if getattr(self, part)]
 
     def inputs(self, part: Part, seed: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -59,10 +72,12 @@ class Family:
         if part == "vae":
             return {"z": draw(self.vae["latent_channels"], side, side)}
         inputs: dict[str, Any] = {
-            "sample": draw(self.unet["in_channels"], side, side),
+            "sample": draw(getattr(self, part)["in_channels"], side, side),
             "timestep": torch.tensor(501),
             "encoder_hidden_states": draw(*self.text_shape),
         }
+        if part == "controlnet":
+            inputs["controlnet_cond"] = draw(3, 8 * side, 8 * side)
         if self.pooled_width:
             sizes = self.unet["projection_class_embeddings_input_dim"] - self.pooled_width
             count = sizes // self.unet["addition_time_embed_dim"]
@@ -81,6 +96,14 @@ _XL: dict[str, Any] = {
 FAMILIES = {
     "sd15-inpainting": Family(
         UNETS["SD 1.5 inpainting"], AUTOENCODERS["SD"], torch.float32, latent_side=64, text_shape=(77, 768)
+    ),
+    "controlnet-sd15-inpaint": Family(
+        unet={},
+        vae={},
+        controlnet=CONTROLNETS["control_v11p_sd15_inpaint"],
+        dtype=torch.float32,
+        latent_side=64,
+        text_shape=(77, 768),
     ),
     "sdxl": Family(UNETS["SDXL base"], text_shape=(77, 2048), **_XL),
     "sdxl-inpainting": Family(UNETS["SDXL inpainting"], text_shape=(77, 2048), **_XL),
@@ -120,10 +143,7 @@ def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> 
     usual = torch.get_default_dtype()
     torch.set_default_dtype(family.dtype)  # SDXL's UNet would take 10 GB in float32
     try:
-        if part == "unet":
-            model = diffusers.UNet2DConditionModel.from_config(family.unet)
-        else:
-            model = diffusers.AutoencoderKL.from_config(family.vae)
+        model = getattr(diffusers, CLASSES[part][0]).from_config(getattr(family, part))
     finally:
         torch.set_default_dtype(usual)
     with torch.no_grad():
@@ -139,11 +159,8 @@ def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> 
 def measure(family: Family, part: Part, library: Library, folder: Path, seed: int, threads: int) -> Measured:
     """Load a saved network and run it once; the output goes to a file."""
     torch.set_num_threads(threads)
-    if library == "reference":
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-    else:
-        from retouch.models.autoencoder import AutoencoderKL
-        from retouch.models.unet import UNet2DConditionModel
+    name, home = CLASSES[part]
+    kind = getattr(importlib.import_module("diffusers" if library == "reference" else home), name)
     # Whoever comes second must not find the file in the system's cache where the first did not.
     for file in (folder / part).iterdir():
         with file.open("rb") as stream:
@@ -151,17 +168,17 @@ def measure(family: Family, part: Part, library: Library, folder: Path, seed: in
                 pass
     before = peak_gigabytes()
     start = time.perf_counter()
-    if part == "unet":
-        model = UNet2DConditionModel.from_pretrained(folder / part, torch_dtype=family.dtype)
-    else:
-        model = AutoencoderKL.from_pretrained(folder / part, torch_dtype=family.dtype)
+    model = kind.from_pretrained(folder / part, torch_dtype=family.dtype)
     loaded = time.perf_counter()
     after_load = peak_gigabytes()
-    run = model if part == "unet" else model.decode
+    run = model.decode if part == "vae" else model
     with torch.inference_mode():
-        output = run(**family.inputs(part, seed)).sample
+        result = run(**family.inputs(part, seed), return_dict=False)
+    if part == "controlnet":
+        down, mid = result
+        result = [torch.cat([residual.flatten() for residual in [*down, mid]])]
     finished = time.perf_counter()
-    torch.save(output, folder / f"{part}-{library}.pt")
+    torch.save(result[0], folder / f"{part}-{library}.pt")
     return Measured(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         load_seconds=loaded - start,
@@ -215,7 +232,7 @@ def machine() -> str:
 
 def check(family: Family, folder: Path, seed: int, threads: int) -> list[Comparison]:
     comparisons = []
-    for part in ("unet", "vae"):
+    for part in family.parts:
         alone(build, family, part, folder, seed, threads)
         reference, ours = (
             alone(measure, family, part, library, folder, seed, threads) for library in ("reference", "ours")

@@ -258,3 +258,57 @@ KANDINSKY_SCHEDULERS: dict[str, dict[str, Any]] = {
         "variance_type": "fixed_small_log",
     },
 }
+
+
+def _controlnet(**settings: Any) -> dict[str, Any]:
+    left_out = {"sample_size", "out_channels", "up_block_types", "center_input_sample"}
+    shared = {key: value for key, value in _SD_1.items() if key not in left_out}
+    return (
+        shared
+        | {
+            "_class_name": "ControlNetModel",
+            "class_embed_type": None,
+            "conditioning_embedding_out_channels": [16, 32, 96, 256],
+            "controlnet_conditioning_channel_order": "rgb",
+            "num_class_embeds": None,
+            "only_cross_attention": False,
+            "projection_class_embeddings_input_dim": None,
+            "resnet_time_scale_shift": "default",
+            "upcast_attention": False,
+            "use_linear_projection": False,
+        }
+        | settings
+    )
+
+
+_XL_CONTROLNET: dict[str, Any] = {
+    "_diffusers_version": "0.20.0.dev0",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "conditioning_channels": 3,
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "global_pool_conditions": False,
+    "num_attention_heads": None,
+    "projection_class_embeddings_input_dim": 2816,
+    "transformer_layers_per_block": [1, 2, 10],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+
+CONTROLNETS: dict[str, dict[str, Any]] = {
+    "control_v11p_sd15_inpaint": _controlnet(_diffusers_version="0.16.0.dev0"),
+    "control_v11e_sd15_shuffle": _controlnet(global_pool_conditions=True),
+    "controlnet-sd21": _controlnet(
+        attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
+    ),
+    "controlnet-canny-sdxl-1.0": _controlnet(**_XL_CONTROLNET),
+    "controlnet-canny-sdxl-1.0-small": _controlnet(
+        **_XL_CONTROLNET | {"down_block_types": ["DownBlock2D"] * 3, "mid_block_type": "UNetMidBlock2D"},
+    ),
+}

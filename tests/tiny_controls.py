@@ -1,4 +1,4 @@
-"""ControlNets of a few kilobytes that fit the tiny checkpoints, and the configs of published ones."""
+"""ControlNets of a few kilobytes that fit the tiny checkpoints, and pipelines with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from pipeline_pairs import Pair, load, mask, photo
-from published_configs import UNETS
 from tiny_checkpoints import randomised
 
 import retouch
@@ -27,66 +26,6 @@ def tiny_controlnet(checkpoint: Path, seed: int = 0, **settings: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return randomised(diffusers.ControlNetModel(**(shared | defaults | settings)))
-
-
-def _config(unet: str, **settings: Any) -> dict[str, Any]:
-    left_out = {"_class_name", "sample_size", "out_channels", "up_block_types", "center_input_sample"}
-    shared = {key: value for key, value in UNETS[unet].items() if key not in left_out}
-    return (
-        {"_class_name": "ControlNetModel"}
-        | shared
-        | {
-            "class_embed_type": None,
-            "conditioning_embedding_out_channels": [16, 32, 96, 256],
-            "controlnet_conditioning_channel_order": "rgb",
-            "num_class_embeds": None,
-            "only_cross_attention": False,
-            "projection_class_embeddings_input_dim": None,
-            "resnet_time_scale_shift": "default",
-            "upcast_attention": False,
-            "use_linear_projection": False,
-        }
-        | settings
-    )
-
-
-_SDXL: dict[str, Any] = {
-    "_diffusers_version": "0.20.0.dev0",
-    "addition_embed_type": "text_time",
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "conditioning_channels": 3,
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "global_pool_conditions": False,
-    "num_attention_heads": None,
-    "projection_class_embeddings_input_dim": 2816,
-    "transformer_layers_per_block": [1, 2, 10],
-    "upcast_attention": None,
-    "use_linear_projection": True,
-}
-
-CONTROLNETS: dict[str, dict[str, Any]] = {
-    "control_v11p_sd15_inpaint": _config("SD 1.5", _diffusers_version="0.16.0.dev0"),
-    "control_v11e_sd15_shuffle": _config("SD 1.5", global_pool_conditions=True),
-    "controlnet-sd21": _config(
-        "SD 1.5", attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
-    ),
-    "controlnet-canny-sdxl-1.0": _config("SD 1.5", **_SDXL),
-    "controlnet-canny-sdxl-1.0-small": _config(
-        "SD 1.5",
-        **_SDXL
-        | {
-            "down_block_types": ["DownBlock2D"] * 3,
-            "mid_block_type": "UNetMidBlock2D",
-            "transformer_layers_per_block": [1, 2, 10],
-        },
-    ),
-}
 
 
 SIZE = {"height": 64, "width": 64}

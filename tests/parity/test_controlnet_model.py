@@ -12,8 +12,8 @@ import diffusers
 import pytest
 import torch
 from closeness import assert_close, share_weights
+from published_configs import CONTROLNETS
 from tiny_checkpoints import randomised, tiny_unet
-from tiny_controls import CONTROLNETS
 from torch import Tensor
 
 from retouch.errors import CheckpointError, ConfigError, InputError

@@ -40,6 +40,14 @@ def tiny(script: ModuleType, dtype: torch.dtype) -> object:
             "down_block_types": ["DownEncoderBlock2D"] * 2,
             "up_block_types": ["UpDecoderBlock2D"] * 2,
         },
+        controlnet=LEVELS
+        | {
+            "in_channels": 4,
+            "cross_attention_dim": 12,
+            "attention_head_dim": 2,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "conditioning_embedding_out_channels": [4, 4, 6, 6],
+        },
         dtype=dtype,
         latent_side=8,
         text_shape=(7, 12),
@@ -48,7 +56,7 @@ def tiny(script: ModuleType, dtype: torch.dtype) -> object:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("part", ["unet", "vae", "controlnet"])
 def test_it_compares_what_it_says(script: ModuleType, part: str, dtype: torch.dtype, tmp_path: Path) -> None:
     family = tiny(script, dtype)
     script.build(family, part, tmp_path, seed=0, threads=1)
