@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names below once more, for editors and type checkers
     from retouch.editing.compare import compare as compare
+    from retouch.editing.editor import Editor as Editor, load as load
+    from retouch.editing.result import Edit as Edit
+    from retouch.editing.verbs import erase as erase, inpaint as inpaint, outpaint as outpaint
     from retouch.errors import (
         Cancelled as Cancelled,
         CheckpointError as CheckpointError,
@@ -76,6 +79,9 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "retouch.editing.compare": ("compare",),
+    "retouch.editing.editor": ("Editor", "load"),
+    "retouch.editing.result": ("Edit",),
+    "retouch.editing.verbs": ("erase", "inpaint", "outpaint"),
     "retouch.images.seam": ("seam_score",),
     "retouch.pipelines.recording": ("Recording",),
     "retouch.errors": (

@@ -73,10 +73,9 @@ def resolve_dtype(
     if wanted is not torch.float16 or torch.device(device or "cpu").type != "cpu":
         return wanted
 
-    abilities = _cpu_abilities()
-    if abilities & {"avx512_fp16", "amx_fp16", "fp16_arith"}:
+    if _cpu_abilities() & {"avx512_fp16", "amx_fp16", "fp16_arith"}:
         return torch.float16
-    instead = "bfloat16" if abilities & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+    instead = str(fast_dtype("cpu")).removeprefix("torch.")
     global _warned_of_float16
     if not _warned_of_float16:
         _warned_of_float16 = True
@@ -86,6 +85,13 @@ def resolve_dtype(
             stacklevel=3,
         )
     return _DTYPES[instead]
+
+
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """The dtype that a device computes fastest without trouble: what to use when only the picture matters."""
+    if torch.device(device).type == "cpu":
+        return torch.bfloat16 if _cpu_abilities() & {"avx512_bf16", "amx_bf16", "bf16"} else torch.float32
+    return torch.float16
 
 
 def _cpu_abilities() -> set[str]:

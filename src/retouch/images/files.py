@@ -128,6 +128,8 @@ def _finished(
 ) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(picture)  # reads all pixels: a copy, even where nothing turns
+        # What the copy forgets, for a convert_method that wants to know the file.
+        upright.format, upright.n_frames = picture.format, getattr(picture, "n_frames", 1)  # type: ignore[attr-defined]
         ready = upright if convert_method is not None else eight_bit(upright).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _bomb(name, error) from error

@@ -1,0 +1,91 @@
+"""What can be asked of a verb besides photo, mask and prompt, with its defaults and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from retouch.errors import InputError
+from retouch.images.fill import Fill
+from retouch.images.holes import MaskMode
+from retouch.images.join import Method
+
+
+@dataclass(frozen=True)
+class Update:
+    """Where an edit stands, for its `progress` listener; a listener that returns False cancels it."""
+
+    step: int
+    steps: int
+    crop: int
+    crops: int
+    variation: int
+    variations: int
+    preview: Callable[[], Image.Image]  # the crop as it is now, in rough colours
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of inpaint, erase and outpaint."""
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    steps: int = 30  # steps that run, whatever the strength
+    strength: float = 1.0  # below 1 starts from what is in the hole
+    guidance_scale: float = 7.5
+    scheduler: str | None = None  # such as "dpm++ 2m karras"; None: the checkpoint's own
+    seed: int | None = None  # variation i has seed + i; None: a random one, which the result names
+    variations: int = 1
+    context: float | str = "50%"  # surroundings to show the model, in pixels or per cent of the hole
+    size: int | None = None  # side that a crop is worked on at; None: what the checkpoint likes
+    feather: float | None = None  # pixels over which old and new mix around the hole; None: from the crop
+    join: Method = "match"
+    fill: Fill = "original"
+    mask_mode: MaskMode = "auto"
+    invert: bool = False
+    grow: float = 0
+    fit_mask: bool = False
+    record: Any = None  # a retouch.Recording of the steps
+    progress: Callable[[Update], Any] | None = None
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Checked options; an unknown name is answered with the nearest known one."""
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+                raise InputError(f"There is no option {name!r}. {hint}")
+        options = cls(**given)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise InputError(f"prompt is a {type(self.prompt).__name__}; it takes one string.")
+        for name in ("steps", "variations"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name}={value!r} is not a whole number of 1 or more.")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"strength={self.strength} is outside 0 to 1 (0 excluded); 1 paints from noise.")
+        if self.seed is not None and not 0 <= self.seed < 2**63 - self.variations:
+            raise InputError(f"seed={self.seed} is out of range; it takes a whole number of 0 or more.")
+        if self.size is not None and self.size < 64:
+            raise InputError(f"size={self.size} is too small to work at; give 64 or more, or leave it out.")
+        if self.feather is not None and self.feather < 0:
+            raise InputError(f"feather={self.feather} is negative; give pixels, 0 for a hard edge.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it takes to do it again, as JSON can hold it."""
+        left_out = ("record", "progress")
+        return {key: value for key, value in dataclasses.asdict(self._plain()).items() if key not in left_out}
+
+    def _plain(self) -> Options:
+        return dataclasses.replace(self, record=None, progress=None)

@@ -1,0 +1,89 @@
+"""What an edit gives back: the pictures, how they were made, and how well they join."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from retouch.images.holes import Crop
+from retouch.images.photo import Photo
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The result of a verb. `settings` holds all that is needed to do it again."""
+
+    images: Sequence[Image.Image]  # one for each variation, in the photo's own mode and size
+    seeds: Sequence[int]
+    seams: Sequence[float]  # 1 is none; see retouch.images.seam
+    mask: Image.Image  # what was repainted, white on black
+    crops: Sequence[Crop]
+    coverage: float  # part of the photo that was repainted, 0 to 1
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]  # seconds
+    photo: Photo = field(repr=False)
+    recording: Any = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The first variation."""
+        return self.images[0]
+
+    @property
+    def seed(self) -> int:
+        """The first variation's seed."""
+        return self.seeds[0]
+
+    @property
+    def seam(self) -> float:
+        """How visible the first variation's edge is; 1 is not at all."""
+        return self.seams[0]
+
+    @property
+    def crop(self) -> tuple[int, int, int, int]:
+        """The part of the photo that the model saw: left, top, right, bottom of the first crop."""
+        return self.crops[0].box
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return (
+            f"Edit({len(self.images)} x {width}x{height} {self.image.mode}, seed {self.seed}, "
+            f"{100 * self.coverage:.2g} % repainted in {len(self.crops)} crop{'s' * (len(self.crops) != 1)}, "
+            f"seam {self.seam:.2f}, {sum(self.timings.values()):.1f} s)"
+        )
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.image.convert("RGBA" if "A" in self.image.getbands() else "RGB").save(file, "PNG")
+        return file.getvalue()
+
+    def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
+        """Write a variation with the photo's metadata and, in a PNG's text, the settings."""
+        return self.photo.save(self.images[index], path, text=self.text(index))
+
+    def text(self, index: int = 0) -> dict[str, str]:
+        """The settings as other programs read them from a PNG ("parameters"), and as JSON ("retouch")."""
+        settings = {**self.settings, "seed": self.seeds[index]}
+        size = f"{self.crops[0].width}x{self.crops[0].height}" if self.crops else ""
+        pairs = {
+            "Steps": settings.get("steps"),
+            "Sampler": settings.get("scheduler"),
+            "CFG scale": settings.get("guidance_scale"),
+            "Seed": settings["seed"],
+            "Size": size,
+            "Model": Path(str(settings.get("model", ""))).name,
+            "Denoising strength": settings.get("strength"),
+            "Version": f"retouch {settings.get('version', '')}",
+        }
+        lines = [str(settings.get("prompt", ""))]
+        if settings.get("negative_prompt"):
+            lines.append(f"Negative prompt: {settings['negative_prompt']}")
+        lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items() if value not in (None, "")))
+        return {"parameters": "\n".join(lines), "retouch": json.dumps(settings, ensure_ascii=False)}

@@ -1,0 +1,43 @@
+"""The one-liners: an edit without a thought for loading. The last model used stays loaded."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from retouch.editing.editor import Editor, load
+from retouch.editing.result import Edit
+
+_lock = threading.Lock()
+_kept: tuple[Any, Editor] | None = None
+
+
+def inpaint(photo: Any, mask: Any, prompt: str = "", *, model: Any = None, **options: Any) -> Edit:
+    """Paint `prompt` into the hole of a photo; everything else stays as it is, to the byte."""
+    return _editor(model, options).inpaint(photo, mask, prompt, **options)
+
+
+def erase(photo: Any, mask: Any, *, model: Any = None, **options: Any) -> Edit:
+    """Take away what is under the mask."""
+    return _editor(model, options).erase(photo, mask, **options)
+
+
+def outpaint(photo: Any, prompt: str = "", *, model: Any = None, **options: Any) -> Edit:
+    """Continue a photo beyond its edges: left=, right=, top=, bottom= in pixels, or aspect="16:9"."""
+    return _editor(model, options).outpaint(photo, prompt, **options)
+
+
+def _editor(model: Any, options: dict[str, Any]) -> Editor:
+    """The editor of a model, loaded once; `device` and `dtype` are taken out of the options."""
+    global _kept
+    if isinstance(model, Editor):
+        return model
+    loading = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+    name = model if model is not None else os.environ.get("RETOUCH_MODEL")
+    key = (str(name), tuple(sorted((key, str(value)) for key, value in loading.items())))
+    with _lock:
+        if _kept is None or _kept[0] != key:
+            _kept = None  # free the old one before the new one comes
+            _kept = key, load(name, **loading)
+        return _kept[1]
