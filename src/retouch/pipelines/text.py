@@ -50,8 +50,10 @@ def expanded(tokenizer: Any, prompt: str) -> str:
         while f"{token}_{len(tokens)}" in added:
             tokens.append(f"{token}_{len(tokens)}")
         if len(tokens) > 1:
-            pattern, whole = rf"{re.escape(token)}(?!_\d)", " ".join(tokens)
-            prompt = re.sub(pattern, lambda _, whole=whole: whole, prompt)  # type: ignore[misc]
+            word, whole = re.escape(token), " ".join(tokens)
+            once = rf"{word}(?!_\d|\s*{word}_1)"  # not what is written out already
+            # CLIP's tokenizers do not tell capitals.
+            prompt = re.sub(once, lambda _, whole=whole: whole, prompt, flags=re.IGNORECASE)  # type: ignore[misc]
     return prompt
 
 
