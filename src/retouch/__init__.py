@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names below once more, for editors and type checkers
+    from retouch import control as control, utils as utils
     from retouch.editing.compare import compare as compare
     from retouch.editing.editor import Editor as Editor, load as load
     from retouch.editing.result import Edit as Edit
@@ -78,6 +79,7 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "retouch": ("control", "utils"),  # modules, which need no import of their own
     "retouch.editing.compare": ("compare",),
     "retouch.editing.editor": ("Editor", "load"),
     "retouch.editing.result": ("Edit",),
@@ -146,7 +148,8 @@ __all__ = ["__version__", *_HOME_OF]
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    home = _HOME_OF[name]
+    value = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
     globals()[name] = value  # so that this runs once for each name
     return value
 
