@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from retouch.pipelines.request import Task
+from retouch.errors import InputError
+from retouch.pipelines.request import Request, Task
 from retouch.pipelines.stable_diffusion import StableDiffusion
 from retouch.pipelines.stable_diffusion_xl import StableDiffusionXL, XLRequest
+from retouch.sampling.region import SimpleRegion
 
 _SCHEDULE = ("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "negative_prompt")
 _DRAWS = ("num_images_per_prompt", "eta", "generator")
@@ -29,6 +31,12 @@ IMAGE_TO_IMAGE = Task(
     ],
     defaults={"strength": 0.8},
     required=["image"],
+)
+SIMPLE_INPAINT = Task(
+    "image2image",
+    ["prompt", "image", "mask_image", *IMAGE_TO_IMAGE.arguments[2:]],
+    defaults=IMAGE_TO_IMAGE.defaults,
+    required=["image", "mask_image"],
 )
 INPAINT = Task(
     "inpaint",
@@ -101,6 +109,24 @@ class StableDiffusionInpaintPipeline(StableDiffusion):
 
     task = INPAINT
     scheduler_repairs: ClassVar = {"steps_offset": 1, "skip_prk_steps": True}
+
+
+class StableDiffusionSimpleInpaintingPipeline(StableDiffusionImg2ImgPipeline):
+    """The simplest inpainting with any regular checkpoint: image2image, and after every step the original's
+    noised latents outside the mask. To understand inpainting; StableDiffusionInpaintPipeline does it better.
+    """
+
+    task = SIMPLE_INPAINT
+    region_class = SimpleRegion
+
+    def check(self, request: Request) -> None:
+        super().check(request)
+        if self.joins_mask:
+            raise InputError(
+                "This is an inpainting checkpoint, which sees the mask itself. The simple algorithm is for "
+                "regular "
+                "ones; use StableDiffusionInpaintPipeline, or load a regular checkpoint."
+            )
 
 
 class StableDiffusionXLPipeline(StableDiffusionXL):

@@ -34,6 +34,7 @@ from retouch.pipelines.run import Run
 from retouch.pipelines.single_file import load_parts, open_single_file, require_family
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.control import Control
+from retouch.sampling.region import Region
 from retouch.sampling.start import shorten
 from retouch.schedulers.plan import Plan
 
@@ -60,6 +61,7 @@ class Pipeline(ABC):
     task: ClassVar[Task]
     component_names: ClassVar[tuple[str, ...]]
     optional_components: ClassVar[tuple[str, ...]] = ()
+    region_class: ClassVar[type[Region]] = Region  # how the loop holds the rest of the picture
     reports_safety: ClassVar[bool] = False  # the output tuple has a second entry
     # Switches that model_index.json holds beside the parts, with their defaults.
     switches: ClassVar[Mapping[str, Any]] = {}

@@ -233,7 +233,8 @@ class Task:
     renamed: Mapping[str, str] = field(default_factory=dict)  # arguments that mean a field of another name
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", [*self.arguments, "tile_size", "record"])  # all take them
+        every = dict.fromkeys([*self.arguments, "tile_size", "record"])  # the last two are for all
+        object.__setattr__(self, "arguments", list(every))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
         """A call's arguments as a request; an unknown name is answered with the nearest known one."""

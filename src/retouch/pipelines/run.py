@@ -264,9 +264,9 @@ class Run:
 
     def _first(self, plan: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """First latents, the noise in them, and the clean latents of the picture where they are needed."""
-        pipeline, request, pictures = self.pipeline, self.request, self.pictures
+        pipeline, request = self.pipeline, self.request
         given = None if request.latents is None else request.latents.to(pipeline.device, self.dtype)
-        inpainting = pictures.mask is not None
+        inpainting = self.task.name == "inpaint"
         shape = self._latent_shape(self.rows)
         if request.starts_noisy:  # the picture is latents of an earlier stage
             handed = self._encoded_picture()
@@ -307,7 +307,7 @@ class Run:
         if pictures.latents is not None:
             return self.spread(pictures.latents.to(self.pipeline.device, self.dtype))
         assert pictures.pixels is not None
-        if isinstance(self.request.generator, Sequence) and pictures.mask is None:
+        if isinstance(self.request.generator, Sequence) and self.task.name == "image2image":
             return self._encode(self.spread(pictures.pixels))  # image2image samples for each result anew
         return self._encode(pictures.pixels)
 
@@ -336,7 +336,11 @@ class Run:
         channels = None
         if pipeline.joins_mask:
             channels = pipeline.joined_channels(self._shrunk(pictures.hard_mask), self._masked_latents())
-        elif self.request.masked_image_latents is None and pictures.latents is None:
+        elif (
+            self.task.name == "inpaint"
+            and self.request.masked_image_latents is None
+            and pictures.latents is None
+        ):
             # The reference encodes the masked picture here for nothing, which uses up random numbers.
             self._draw(self._latent_shape(pictures.count))
         if not pipeline.keeps_original:
@@ -346,7 +350,7 @@ class Run:
             is_soft = self.spread(pictures.soft_rows).to(repaint.device)[:, None, None, None]
             repaint = torch.where(is_soft, repaint, 1.0)
         original = self._encoded_aside() if original is None else original
-        return channels, Region(original, repaint, noise)
+        return channels, pipeline.region_class(original, repaint, noise)
 
     def _shrunk(self, mask: Tensor) -> Tensor:
         """A mask at the latents' size, by nearest neighbour as checkpoints were trained with."""

@@ -31,3 +31,15 @@ class Region:
         else:
             kept, level = plan.noised(self.original, self.noise, following), plan.level(following)
         return torch.where(self.repaint > level, latents, kept)
+
+
+class SimpleRegion(Region):
+    """The simplest inpainting: the original comes back at the level of the step just taken; a hard mask.
+
+    The latents are one step less noisy than what is put around them, and some noise stays around the hole at
+    the end. `Region` does better; this one shows how the idea works.
+    """
+
+    def restore_outside(self, latents: Tensor, plan: Plan, step: Step) -> Tensor:
+        kept = plan.noised(self.original, self.noise, step)
+        return torch.where(self.repaint > 0.5, latents, kept)
