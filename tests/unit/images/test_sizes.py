@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from retouch.errors import InputError
-from retouch.images.sizes import crop_to, pad_mask, pad_pixels, resize_picture
+from retouch.images.sizes import crop_to, fill_pixels, pad_mask, pad_pixels, resize_picture
 
 
 def test_padding_by_hand() -> None:
@@ -49,3 +49,20 @@ def test_refusals() -> None:
         resize_picture(picture, 0, 8)
     with pytest.raises(InputError, match="no pixels"):
         resize_picture(Image.new("RGB", (8, 0)), 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [((30, 20), (60, 60)), ((20, 30), (60, 60)), ((24, 24), (48, 96)), ((7, 7), (21, 21))],
+)
+def test_tensors_are_filled_as_pictures_are(given: tuple[int, int], wanted: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (given[1], given[0], 3), dtype=np.uint8)
+    expected = resize_picture(Image.fromarray(levels), *wanted, "fill", resample="nearest")
+    pixels = torch.from_numpy(levels).permute(2, 0, 1)[None].float()
+    filled = fill_pixels(pixels, *wanted)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(filled, np.asarray(expected))
+
+
+def test_filling_leaves_no_gap_at_odd_margins() -> None:
+    filled = fill_pixels(torch.ones(1, 1, 5, 100), 33, 64)
+    assert filled.shape == (1, 1, 64, 33) and (filled == 1).all()
