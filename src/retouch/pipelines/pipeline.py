@@ -331,7 +331,7 @@ class Pipeline(ABC):
             force_download=force_download,
             use_safetensors=use_safetensors,
         )
-        require_family(file, kind, cls, given)
+        require_family(file, kind, cls)
         switches = {key: value for key, value in kind.switches.items() if key in cls.switches}
         parts = load_parts(
             file,

@@ -29,8 +29,6 @@ from retouch.pipelines.components import (
 )
 from retouch.schedulers import by_name
 
-_FAMILIES_PARTS = {part for kind in KINDS.values() for part in kind.parts}
-
 
 def open_single_file(
     name: str | os.PathLike[str],
@@ -84,17 +82,15 @@ def load_parts(
     return parts
 
 
-def require_family(file: SingleFile, kind: Kind, pipeline: Any, given: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose parts are not those of this pipeline class."""
-    needed = set(pipeline.component_names) - set(pipeline.optional_components)
-    odd = sorted(set(kind.parts) - set(pipeline.component_names))
-    lacking = sorted((needed & _FAMILIES_PARTS) - set(kind.parts) - set(given))
-    if odd or lacking:
-        differs = f"has {', '.join(odd)} besides" if odd else f"lacks {', '.join(lacking)}"
+def require_family(file: SingleFile, kind: Kind, pipeline: type) -> None:
+    """Refuse a checkpoint of another family than the pipeline's."""
+    from retouch.pipelines import names  # they are made of the pipeline that calls this
+
+    front = getattr(names, kind.pipeline, None)
+    if front is not None and not issubclass(pipeline, front.__bases__[0]):
         raise ConfigError(
-            f"{file.path} is a checkpoint of {kind.title}, and {differs} the parts of {pipeline.__name__}. "
-            f"That class loads its own family alone. Use the class for {kind.title}, or let "
-            f"AutoPipelineForInpainting choose it."
+            f"{file.path} is a checkpoint of {kind.title}, for which {pipeline.__name__} is not made. Use a "
+            f"class of the family of {kind.pipeline}, or let AutoPipelineForInpainting or its like choose."
         )
 
 
