@@ -32,50 +32,47 @@ class Listener:
         tensors = {name: self._show(name, progress) for name in self.run.request.listened}
         answer = self.callback(self.run, index, progress.step.timestep, dict(tensors)) or {}
         for name, value in answer.items():
-            # These rows are a part of prompt_embeds, whose replacement they must not undo.
-            if name != "negative_prompt_embeds" or value is not tensors.get(name):
+            # These rows are a part of another tensor, whose replacement they must not undo.
+            if name not in self.run.listenable_negatives or value is not tensors.get(name):
                 self._replace(name, value, progress)
 
     def _show(self, name: str, progress: Progress) -> Any:
-        predict, rows = self.predict, self.run.rows
+        predict, run = self.predict, self.run
         if name == "latents":
             return progress.latents
-        if predict.control is not None and name == self.run.control_argument:
+        if predict.control is not None and name == run.control_argument:
             shown = predict.control.shown(predict.guidance)
             return shown if len(shown) > 1 else shown[0]
-        if name in self.run.listenable:
-            return _at(predict.inputs, self.run.listenable[name])
-        text = predict.inputs["encoder_hidden_states"]
-        if name == "negative_prompt_embeds":
-            return text[:rows] if len(text) > rows else None
+        if name in run.listenable:
+            return _at(predict.inputs, run.listenable[name])
+        if name in run.listenable_negatives:
+            both = _at(predict.inputs, run.listenable_negatives[name])
+            return both[: run.rows] if len(both) > run.rows else None
         if predict.channels is not None:
-            part = predict.channels[:, :1] if name == "mask" else predict.channels[:, 1:]
-            return predict.guidance.repeat(part)
-        if name == "mask" and self.region is not None:
-            return predict.guidance.repeat(self.region.repaint)
+            return predict.guidance.repeat(predict.channels[:, run.channel_names[name]])
+        if name == run.mask_name and self.region is not None:
+            return predict.guidance.repeat(run.shown_mask(self.region.repaint))
         return None
 
     def _replace(self, name: str, value: Tensor, progress: Progress) -> None:
-        predict, rows = self.predict, self.run.rows
+        predict, run = self.predict, self.run
         if name == "latents":
             progress.latents = value
-        elif predict.control is not None and name == self.run.control_argument:
+        elif predict.control is not None and name == run.control_argument:
             predict.control.show(value if isinstance(value, list | tuple) else [value])
-        elif name in self.run.listenable:
-            predict.inputs = _with(predict.inputs, self.run.listenable[name], value)
-        elif name == "negative_prompt_embeds":
-            text = predict.inputs["encoder_hidden_states"].clone()
-            text[: len(text) - rows] = value
-            predict.inputs["encoder_hidden_states"] = text
-        elif name == "mask" and value is not None:
+        elif name in run.listenable:
+            predict.inputs = _with(predict.inputs, run.listenable[name], value)
+        elif name in run.listenable_negatives:
+            path = run.listenable_negatives[name]
+            both = _at(predict.inputs, path).clone()
+            both[: len(both) - run.rows] = value
+            predict.inputs = _with(predict.inputs, path, both)
+        elif name in run.channel_names and value is not None:
             if predict.channels is not None:
                 predict.channels = predict.channels.clone()
-                predict.channels[:, :1] = value[-rows:]
-            if self.region is not None:
-                self.region.repaint = value[-rows:]
-        elif name == "masked_image_latents" and predict.channels is not None:
-            predict.channels = predict.channels.clone()
-            predict.channels[:, 1:] = value[-rows:]
+                predict.channels[:, run.channel_names[name]] = value[-run.rows :]
+            if name == run.mask_name and self.region is not None:
+                self.region.repaint = run.shown_mask(value[-run.rows :])
 
 
 def _at(inputs: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.pipelines.adapters import Adapters
+from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.request import Request
 from retouch.pipelines.text import guidance_embedding
@@ -18,6 +19,9 @@ from retouch.pipelines.vae import decode_latents, encode_pixels
 
 class LatentDiffusion(Adapters, TextualInversion, Pipeline):
     """Base of the Stable Diffusion families."""
+
+    listenable: ClassVar = {"prompt_embeds": ("encoder_hidden_states",)}
+    listenable_negatives: ClassVar = {"negative_prompt_embeds": ("encoder_hidden_states",)}
 
     # Whether a VAE whose config asks for it works in float32 however it was loaded.
     heeds_force_upcast = False
@@ -85,6 +89,6 @@ class LatentDiffusion(Adapters, TextualInversion, Pipeline):
         with self.placement.using("vae") as vae:
             return decode_latents(vae, latents, upcast=upcast)
 
-    def joined_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
+    def joined_channels(self, run: PictureRun, mask: Tensor, original: Tensor | None) -> Tensor:
         """The mask, then the masked picture."""
-        return torch.cat([mask, masked], dim=1)
+        return torch.cat([mask, run.masked_latents()], dim=1)

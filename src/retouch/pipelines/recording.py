@@ -23,7 +23,7 @@ from retouch.images.files import make_image_grid
 from retouch.images.sizes import crop_to
 
 if TYPE_CHECKING:
-    from retouch.pipelines.run import Run
+    from retouch.pipelines.picture_run import PictureRun
     from retouch.sampling.denoise import Progress
 
 
@@ -74,7 +74,7 @@ class Recording:
             return record
         raise InputError(f"record is a {type(record).__name__}; give True, False or a retouch.Recording.")
 
-    def add(self, run: Run, progress: Progress, done: int, total: int, level: float) -> None:
+    def add(self, run: PictureRun, progress: Progress, done: int, total: int, level: float) -> None:
         """Keep the picture after a step. Several pictures of a batch stand side by side."""
         if done != total and done % self._stride:
             return
