@@ -131,6 +131,7 @@ def test_guidance_switched_off_on_the_way(each_task: Pair) -> None:
 def test_guidance_switched_off_needs_no_other_tensor(tiny_sd_inpaint: Path) -> None:
     """Where the reference wants mask and masked picture halved by hand, ours sees to it."""
     halved: list[torch.Tensor] = []
+    rows: list[int] = []
     for masks in ([], ["mask", "masked_image_latents"]):
 
         def cut(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +146,11 @@ def test_guidance_switched_off_needs_no_other_tensor(tiny_sd_inpaint: Path) -> N
             "callback_on_step_end_tensor_inputs": ["prompt_embeds", *masks],
         }
         arguments = {**task_inputs("inpaint"), "num_inference_steps": 4, "output_type": "pt"}
+        keep = ours.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
         halved.append(ours(PROMPT, **arguments, **listening, generator=generators(7)).images)
+        keep.remove()
     assert torch.equal(*halved)
+    assert rows == 2 * [2, 2, 1, 1, 1]  # half the work from there on
 
 
 @pytest.mark.parametrize("several", [False, True])
