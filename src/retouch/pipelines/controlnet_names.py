@@ -25,7 +25,7 @@ _CONTROL = (
     *("controlnet_conditioning_scale", "guess_mode"),
     *("control_guidance_start", "control_guidance_end"),
 )
-_LISTEN = ("clip_skip", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+_LISTEN = ("clip_skip", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "prompt_syntax")
 
 # Arguments that the reference's pipelines of the task lack, but not those without a ControlNet, come last.
 TEXT_TO_IMAGE = Task(

@@ -81,6 +81,9 @@ class Request:
     mask_mode: str = argument(
         "soft", '"soft" releases grey areas late in the run; "binary" hardens the mask at one half.'
     )
+    prompt_syntax: str | None = argument(
+        None, '"weighted" reads (word:1.3), (word) and [word], and prompts of any length.'
+    )
     tile_size: int | None = argument(
         None,
         "Predict in overlapping windows of this side in pixels, for pictures larger than the model likes.",
@@ -119,6 +122,10 @@ class Request:
         if self.output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(
                 f"output_type={self.output_type!r} is unknown; use 'pil', 'np', 'pt' or 'latent'."
+            )
+        if self.prompt_syntax not in (None, "weighted"):
+            raise InputError(
+                f"prompt_syntax={self.prompt_syntax!r} is unknown; use 'weighted', or None for plain text."
             )
         if self.mask_mode not in ("soft", "binary"):
             raise InputError(f"mask_mode={self.mask_mode!r} is unknown; use 'soft' or 'binary'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from retouch.models.lora import scaled
 from retouch.pipelines.latent_diffusion import LatentDiffusion
+from retouch.pipelines.prompt_weights import levelled, weighted_states
 from retouch.pipelines.run import Run
 from retouch.pipelines.text import encode, matched, tokenize
 from retouch.sampling.conditioning import Conditioning
@@ -86,6 +88,7 @@ class StableDiffusion(LatentDiffusion):
             prompt_embeds=request.prompt_embeds,
             negative_prompt_embeds=request.negative_prompt_embeds,
             clip_skip=request.clip_skip,
+            prompt_syntax=request.prompt_syntax,
         )
         inputs = {
             "encoder_hidden_states": run.spread(positive),
@@ -107,13 +110,20 @@ class StableDiffusion(LatentDiffusion):
         negative_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Text states of the prompts and, with guidance, of the negative ones (an empty text if none)."""
         with self.placement.using("text_encoder") as encoder, scaled(lora_scale):
 
+            def states(ids: Tensor, mask: Tensor | None, skipped: int | None = None) -> Tensor:
+                hidden = None if mask is None else mask.to(self.device)
+                return encode(encoder, ids.to(self.device), skipped, hidden)
+
             def read(texts: Sequence[str], length: int, skipped: int | None = None) -> Tensor:
-                return encode(encoder, tokenize(self.tokenizer, texts, length).to(self.device), skipped)
+                if prompt_syntax == "weighted":
+                    return weighted_states(texts, self.tokenizer, partial(states, skipped=skipped))
+                return states(tokenize(self.tokenizer, texts, length), None, skipped)
 
             if prompt_embeds is None:
                 prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
@@ -125,6 +135,8 @@ class StableDiffusion(LatentDiffusion):
                 if negative is None:
                     against = negative_prompt or ""
                     negative = read([against] if isinstance(against, str) else against, positive.shape[1])
+                if prompt_syntax == "weighted" and negative.shape[1] != positive.shape[1]:
+                    positive, negative = levelled(positive, negative, read([""], 0))
                 negative = matched(negative, positive)
         rows = (positive, negative)
         return tuple(  # type: ignore[return-value]

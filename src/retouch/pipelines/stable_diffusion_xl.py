@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from retouch.errors import InputError
 from retouch.models.lora import scaled
 from retouch.pipelines.latent_diffusion import LatentDiffusion
+from retouch.pipelines.prompt_weights import levelled, plain, weighted_states
 from retouch.pipelines.request import Request, argument
 from retouch.pipelines.run import Run
 from retouch.pipelines.text import layer_from_end, matched, tokenize
@@ -181,6 +183,7 @@ class StableDiffusionXL(LatentDiffusion):
             pooled_prompt_embeds=request.pooled_prompt_embeds,
             negative_pooled_prompt_embeds=request.negative_pooled_prompt_embeds,
             clip_skip=request.clip_skip,
+            prompt_syntax=request.prompt_syntax,
         )
         distilled = self.guidance_input(run.rows, request.guidance_scale, positive)
         ids, negative_ids = self._size_ids(request, (run.pictures.height, run.pictures.width))
@@ -238,12 +241,13 @@ class StableDiffusionXL(LatentDiffusion):
         negative_pooled_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Text states and pooled text: positive states, negative states, positive pooled, negative pooled."""
         if prompt_embeds is None or pooled_prompt_embeds is None:
             prompt_embeds, pooled_prompt_embeds = self._read(
-                prompt or "", prompt_2 or prompt or "", None, clip_skip, lora_scale
+                prompt or "", prompt_2 or prompt or "", None, clip_skip, lora_scale, prompt_syntax
             )
         reader = self.unet if self.text_encoder_2 is None else self.text_encoder_2
         positive = prompt_embeds.to(self.device, reader.dtype)
@@ -256,12 +260,23 @@ class StableDiffusionXL(LatentDiffusion):
             else:
                 first = negative_prompt or ""
                 negative, negative_pooled = self._read(
-                    first, negative_prompt_2 or first, positive.shape[1], None, lora_scale
+                    first, negative_prompt_2 or first, positive.shape[1], None, lora_scale, prompt_syntax
                 )
+            if prompt_syntax == "weighted" and negative.shape[1] != positive.shape[1]:
+                nothing = self._read("", "", None, None, lora_scale, prompt_syntax)[0]
+                positive, negative = levelled(positive, negative.to(positive), nothing.to(positive))
             negative, negative_pooled = matched(negative, positive), matched(negative_pooled, pooled)
         each = num_images_per_prompt
         wanted = (positive, negative, pooled, negative_pooled)
         return tuple(None if part is None else part.repeat_interleave(each, 0) for part in wanted)  # type: ignore[return-value]
+
+    def _run_encoder(
+        self, encoder: Any, ids: Tensor, mask: Tensor | None = None, *, back: int
+    ) -> tuple[Tensor, Tensor]:
+        """States `back` layers before the last, and what the encoder gives for the text as a whole."""
+        hidden = None if mask is None else mask.to(self.device)
+        output = encoder(ids.to(self.device), attention_mask=hidden, output_hidden_states=True)
+        return layer_from_end(output.hidden_states, back), output[0]
 
     def _read(
         self,
@@ -270,6 +285,7 @@ class StableDiffusionXL(LatentDiffusion):
         length: int | None,
         clip_skip: int | None,
         lora_scale: float | None,
+        prompt_syntax: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """States of one layer before the last of each encoder, side by side, and the second's pooled text."""
         if self.text_encoder_2 is None:
@@ -284,11 +300,18 @@ class StableDiffusionXL(LatentDiffusion):
         for encoder_name, tokenizer_name, text in encoders:
             tokenizer = getattr(self, tokenizer_name)
             texts = [text] if isinstance(text, str) else text
-            ids = tokenize(tokenizer, texts, length or tokenizer.model_max_length)
             with self.placement.using(encoder_name) as encoder, scaled(lora_scale):
-                output = encoder(ids.to(self.device), output_hidden_states=True)
-            states.append(layer_from_end(output.hidden_states, (clip_skip or 0) + 1))
-            pooled = output[0]
+                run = partial(self._run_encoder, encoder, back=(clip_skip or 0) + 1)
+                if prompt_syntax == "weighted":
+                    states.append(weighted_states(texts, tokenizer, lambda *given, run=run: run(*given)[0]))
+                    # The pooled text is one vector: it has no tokens to weigh, and its first chunk must do.
+                    cut = tokenize(
+                        tokenizer, [plain(text) for text in texts], tokenizer.model_max_length, tell=False
+                    )
+                    pooled = run(cut)[1]
+                else:
+                    layer, pooled = run(tokenize(tokenizer, texts, length or tokenizer.model_max_length))
+                    states.append(layer)
         if len({len(state) for state in states}) > 1:
             longest = max(len(state) for state in states)
             states = [state.expand(longest, -1, -1) for state in states]

@@ -17,7 +17,7 @@ from retouch.errors import InputError
 tokenizing = threading.Lock()
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, *, tell: bool = True) -> Tensor:
     """Token ids, padded and cut to `length`; what is cut off is told."""
     if length > tokenizer.model_max_length:
         raise InputError(
@@ -32,7 +32,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
         ).input_ids
         whole = tokenizer(prompts, truncation=False, verbose=False).input_ids
         lost = [row[length - 1 : -1] for row in whole if len(row) > length]
-        if lost:
+        if lost and tell:
             text = "; ".join(tokenizer.decode(row) for row in lost)
             warnings.warn(
                 f"The prompt is longer than the {length} tokens that the text encoder reads; it will not "
@@ -57,11 +57,13 @@ def expanded(tokenizer: Any, prompt: str) -> str:
     return prompt
 
 
-def encode(text_encoder: Any, ids: Tensor, clip_skip: int | None = None) -> Tensor:
+def encode(
+    text_encoder: Any, ids: Tensor, clip_skip: int | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
     """Text states of the last layer, or of the one that `clip_skip` names, normalised like the last."""
     if clip_skip is None:
-        return text_encoder(ids)[0]
-    states = text_encoder(ids, output_hidden_states=True).hidden_states
+        return text_encoder(ids, attention_mask=attention_mask)[0]
+    states = text_encoder(ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
     inner = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 has one more level
     return inner.final_layer_norm(layer_from_end(states, clip_skip))
 
