@@ -67,6 +67,10 @@ def embeds(seed: int, rows: int = 1) -> torch.Tensor:
         {"prompt_embeds": embeds(1), "negative_prompt_embeds": embeds(2)},
         {"prompt_embeds": embeds(1, 2), "negative_prompt_embeds": embeds(2, 2), "num_images_per_prompt": 2},
         {"negative_prompt_embeds": embeds(2)},
+        {"prompt_embeds": embeds(1, 2), "negative_prompt": ["a bench", ""]},
+        {"prompt_embeds": embeds(1)[:, :20]},
+        {"prompt_embeds": embeds(1).repeat(1, 2, 1), "negative_prompt_embeds": embeds(2).repeat(1, 2, 1)},
+        {"guidance_scale": -3},
     ],
     ids=lambda arguments: "-".join(
         name if isinstance(value, torch.Tensor) else f"{name}={value}" for name, value in arguments.items()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 from pipeline_pairs import pair, task_inputs
 
 SCHEDULERS = (
@@ -82,6 +84,10 @@ def test_noise_of_the_steps_from_a_list_of_generators(
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "trailing"}),
         ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
         ("UniPCMultistepScheduler", {"timestep_spacing": "linspace", "solver_order": 3}),
+        ("PNDMScheduler", {"skip_prk_steps": False}),
+        ("DPMSolverMultistepScheduler", {"prediction_type": "sample"}),
+        ("DDPMScheduler", {"thresholding": True, "sample_max_value": 1.5}),
+        ("LCMScheduler", {"original_inference_steps": 20}),
         ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
         ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
     ],
@@ -142,3 +148,20 @@ def test_the_usual_guidance(request: pytest.FixtureRequest) -> None:
     for checkpoint in ("tiny_sd", "tiny_sd_inpaint"):
         both = pair(request.getfixturevalue(checkpoint), "inpaint")
         both.compare(**task_inputs("inpaint"), guidance_scale=7.5, num_inference_steps=20, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("checkpoint", ["tiny_sd", "tiny_sd_inpaint"])
+def test_no_scheduler_changes_the_dtype(
+    checkpoint: str, scheduler: str, request: pytest.FixtureRequest
+) -> None:
+    """The model sees its own dtype in every step, and so do the latents that come out."""
+    ours = pair(request.getfixturevalue(checkpoint), "inpaint").changed(scheduler).ours
+    for name in ("unet", "vae", "text_encoder"):
+        setattr(ours, name, copy.deepcopy(getattr(ours, name)).to(torch.bfloat16))
+    seen: list[torch.dtype] = []
+    ours.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    latents = ours(
+        "a cat", **task_inputs("inpaint"), num_inference_steps=3, strength=0.7, output_type="latent"
+    )
+    assert set(seen) == {torch.bfloat16} == {latents.images.dtype}
