@@ -245,7 +245,14 @@ def test_several_that_are_not_there(tmp_path: Path) -> None:
     [
         ({"controlnet_conditioning_channel_order": "rbg"}, r"= 'rbg' is not supported .* rgb, bgr\. Use a"),
         ({"down_block_types": ["AttnDownBlock2D"] * 4}, r"by ControlNetModel\. Supported: DownBlock2D"),
-        ({"encoder_hid_dim": 1280}, r"encoder_hid_dim = 1280 is not supported by ControlNetConfig"),
+        (
+            {"class_embed_type": "timestep"},
+            r"class_embed_type = 'timestep' is not supported by ControlNetConfig",
+        ),
+        (
+            {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8},
+            r"_type = 'image_proj' is not supported",
+        ),
     ],
 )
 def test_configs_that_are_refused(settings: dict[str, Any], message: str) -> None:

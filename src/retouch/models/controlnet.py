@@ -36,6 +36,8 @@ class ControlNetConfig(UNetEncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_known("controlnet_conditioning_channel_order", ("rgb", "bgr"))
+        self.require_known("encoder_hid_dim_type", (None,))  # Kandinsky's control is of another kind
+        self.require_known("addition_embed_type", ("text_time", None))
 
 
 class ControlNetOutput(NamedTuple):

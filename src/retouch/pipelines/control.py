@@ -83,13 +83,14 @@ class Controlled(LatentDiffusion):
 
     def __init__(self, **components: Any) -> None:
         given = components.get("controlnet")
-        if isinstance(given, list | tuple):
-            components["controlnet"] = MultiControlNetModel(given)
-        elif given is not None and not callable(given):
+        several = isinstance(given, list | tuple)
+        if given is not None and not all(map(callable, given if several else [given])):
             raise InputError(
                 f"controlnet is {given!r:.80}. A ControlNetModel or a list of them is accepted; make one "
                 "with ControlNetModel.from_pretrained(name)."
             )
+        if several:
+            components["controlnet"] = MultiControlNetModel(given)
         super().__init__(**components)
         self.control_image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False

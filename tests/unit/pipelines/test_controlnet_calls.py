@@ -310,6 +310,8 @@ def test_what_is_no_net(tiny_sd: Path) -> None:
     for kind in (retouch.StableDiffusionControlNetPipeline, retouch.AutoPipelineForInpainting):
         with pytest.raises(InputError, match=r"controlnet is 'lllyasviel/x'\. A ControlNetModel or a list"):
             kind.from_pretrained(tiny_sd, controlnet="lllyasviel/x")
+        with pytest.raises(InputError, match=r"controlnet is \['lllyasviel/x'\]"):
+            kind.from_pretrained(tiny_sd, controlnet=["lllyasviel/x"])
     with pytest.raises(InputError, match="it lacks controlnet"):
         retouch.StableDiffusionControlNetPipeline.from_pretrained(tiny_sd)
 
