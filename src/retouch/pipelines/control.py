@@ -24,9 +24,9 @@ from retouch.images.sizes import fill_pixels, pad_pixels
 from retouch.images.values import as_tensor, fractions, require_range
 from retouch.models.controlnet import MultiControlNetModel
 from retouch.pipelines.latent_diffusion import LatentDiffusion
+from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pictures import Box, Pictures, listed, size_of
 from retouch.pipelines.request import Request, argument
-from retouch.pipelines.run import Run
 from retouch.sampling.control import Control
 from retouch.schedulers.plan import Plan
 
@@ -82,7 +82,7 @@ class Controlled(LatentDiffusion):
         super().__init_subclass__(**kwargs)
 
     def __init__(self, **components: Any) -> None:
-        given = components.get("controlnet")
+        given: Any = components.get("controlnet")
         several = isinstance(given, list | tuple)
         if given is not None and not all(map(callable, given if several else [given])):
             raise InputError(
@@ -275,7 +275,7 @@ class Controlled(LatentDiffusion):
         return pixels.expand(-1, wanted, -1, -1)
 
     @contextmanager
-    def control(self, run: Run, plan: Plan) -> Iterator[Control]:
+    def control(self, run: PictureRun, plan: Plan) -> Iterator[Control]:
         """The control of a run, for as long as its nets are where they can work."""
         request: Any = run.request
         with self.placement.using("controlnet") as model:
