@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lora_files import (
     sides,
 )
 from pipeline_pairs import NAMES, XL_NAMES, Pair, task_inputs
+from tiny_controls import drawing, tiny_controlnet
 
 import retouch
 from retouch.checkpoints.original_layout import origins
@@ -66,7 +68,7 @@ def emptied(pair: Pair) -> Iterator[Pair]:
     yield pair
     pair.ours.unload_lora_weights()
     pair.theirs.unload_lora_weights()
-    # The scale of a call stays on the reference's pipeline, and scales what is loaded into text encoders next.
+    # The scale of a call stays on the reference, and scales what is loaded into text encoders next.
     pair.theirs._lora_scale = 1.0
 
 
@@ -222,7 +224,9 @@ def test_fused(sd: Pair) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "task"),
     [
+        ("tiny_sd2", "text2image"),
         ("tiny_sd", "image2image"),
+        ("tiny_sdxl_refiner", "image2image"),
         ("tiny_sd", "inpaint"),
         ("tiny_sd_inpaint", "inpaint"),
         ("tiny_sdxl", "inpaint"),
@@ -233,7 +237,20 @@ def test_other_tasks(request: pytest.FixtureRequest, checkpoint: str, task: str)
     pair = fresh(request.getfixturevalue(checkpoint), names[task], task)
     write = kohya_xl if "xl" in checkpoint else kohya
     loaded(pair, write(sides(pair.ours, unet=ATTENTION)))
-    compared(pair, strength=0.8, **SCALED)
+    compared(pair, **({} if task == "text2image" else {"strength": 0.8}), **SCALED)
+
+
+def test_beside_a_controlnet(sd: Pair, tiny_sd: Path, tmp_path: Path) -> None:
+    """The net has layers of the same names, and no part in it."""
+    tiny_controlnet(tiny_sd).save_pretrained(tmp_path)
+    steered = []
+    for library, pipeline in ((retouch, sd.ours), (diffusers, sd.theirs)):
+        net = library.ControlNetModel.from_pretrained(tmp_path)
+        kind = library.StableDiffusionControlNetPipeline
+        steered.append(kind.from_pipe(pipeline, controlnet=net))
+        steered[-1].set_progress_bar_config(disable=True)
+    loaded(sd, kohya(sides(sd.ours, unet=ATTENTION)))
+    compared(replace(sd, ours=steered[0], theirs=steered[1]), image=drawing(), **SCALED)
 
 
 def test_settings_in_the_file(sd: Pair, tmp_path: Path) -> None:

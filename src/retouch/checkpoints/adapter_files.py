@@ -69,9 +69,14 @@ def read_adapter_file(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
     """All that a file holds, tensors as they are stored, and what a safetensors file says of itself."""
     if path.suffix.lower() in PICKLED:
         content = unpickle(path)
-        return (content if isinstance(content, dict) else {"": content}), {}
+        return _copied(content if isinstance(content, dict) else {"": content}), {}
     file = TensorFile(path)
-    return {key: file.read(key) for key in file.shapes}, file.metadata
+    return _copied({key: file.read(key) for key in file.shapes}), file.metadata
+
+
+def _copied(content: dict[str, Any]) -> dict[str, Any]:
+    """Tensors may be mapped from the file, which the caller may move or write anew while they are in use."""
+    return {key: value.clone() if hasattr(value, "clone") else value for key, value in content.items()}
 
 
 def _refuse_pickled(name: str, use_safetensors: bool | None) -> None:

@@ -138,7 +138,13 @@ def read_updates(
         elif name is None:
             homeless.append(key)
         else:
-            found.setdefault((model, name), _Found(key, spelled)).tensors[role] = tensor
+            part = found.setdefault((model, name), _Found(key, spelled))
+            if role in part.tensors:
+                raise CheckpointError(
+                    f"{source} has two updates for one layer: {part.key} and {key}. Each layer has one. Take "
+                    f"one of them out, or save the file again."
+                )
+            part.tensors[role] = tensor
     if unknown or not state:
         raise CheckpointError(
             f"{source} has {len(unknown)} keys that are no part of a LoRA: {_few(unknown)}. {_ACCEPTED}. "
@@ -150,7 +156,7 @@ def read_updates(
             f"{left_out[0]}. They have no effect here. Load the pipeline with all of its parts to use them.",
             stacklevel=3,
         )
-    settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
+    settings = _settings(metadata, source)
     updates: dict[str, dict[str, Update]] = {}
     misfits = []
     for (model, name), part in found.items():
@@ -163,6 +169,17 @@ def read_updates(
     if homeless or misfits:
         raise CheckpointError(_misfit(source, state, models, homeless, misfits))
     return updates
+
+
+def _settings(metadata: Mapping[str, str] | None, source: str) -> dict[str, Any]:
+    """What PEFT was told when the LoRA was trained."""
+    try:
+        return dict(json.loads((metadata or {}).get("lora_adapter_metadata", "{}")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} has a lora_adapter_metadata that is no JSON dictionary ({error}). Alpha and rank are "
+            f"read from there. Download or save the file again."
+        ) from error
 
 
 def _parted(key: str) -> tuple[str, str, str] | None:

@@ -156,7 +156,7 @@ def test_both_names_of_a_layer() -> None:
             r"2 keys that are no part of a LoRA: what.is.this, and_",
         ),
         ({"emb_params": 1}, "Accepted are LoRA files.*This is a textual inversion.*load_textual_inversion"),
-        ({"model.diffusion_model.x.weight": 1}, "This is a checkpoint. Load it with"),
+        ({"model.diffusion_model.x.weight": 1}, "This is a checkpoint"),
         ({"down_blocks.0.resnets.0.conv1.weight": 1}, "This is a UNet alone"),
         (kohya("lora_unet_mid_attn3_to_k"), r"2 keys name layers.*mid_attn3_to_k.lora_down.*Check what this"),
         (kohya("lora_te2_text_projection"), "2 keys name layers that this pipeline does not have"),
@@ -171,9 +171,19 @@ def test_both_names_of_a_layer() -> None:
         ({"lora_unet_mid_attn2_to_k.lora_down.weight": torch.ones(2, 8)}, "without the up side"),
         ({"lora_unet_mid_attn2_to_k.alpha": torch.ones(())}, "without the down side"),
         ({key: tensor[:1] if "down" in key else tensor for key, tensor in kohya().items()}, "ranks.*1 and 2"),
+        (
+            {**kohya(), **two("unet.mid.attn2.to_k", ".lora_A", ".lora_B", (6, 8))},
+            "has two updates for one layer",
+        ),
         ({key: tensor / 0 for key, tensor in kohya().items()}, "NaN or infinite values in lora_unet_mid"),
     ],
 )
 def test_refused(state: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_updates(state, MODELS, "x.safetensors")
+
+
+def test_settings_that_cannot_be_read() -> None:
+    for text in ("{", "[1, 2]", "3"):
+        with pytest.raises(CheckpointError, match="no JSON dictionary"):
+            read_updates(kohya(), MODELS, "x.safetensors", metadata={"lora_adapter_metadata": text})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from retouch.checkpoints.lora import Update
 from retouch.models import lora
+from retouch.pipelines.placement import SequentialOffload
 
 
 class Net(nn.Module):
@@ -143,6 +145,17 @@ def test_copies_and_dtypes(net: Net, x: Tensor) -> None:
     torch.testing.assert_close(twin.double()(x.double()).float(), expected)
     lora.use(twin, {"a": 0.5})
     torch.testing.assert_close(twin(x.double()).float(), output(twin, merged(net, updates(), 0.5), x))
+
+
+def test_moved_one_layer_at_a_time(net: Net, x: Tensor) -> None:
+    """float64 in the place of an accelerator: a layer runs only if all that it needs is there."""
+    attach(net, "a", updates())
+    expected = net(x)
+    accelerator: Any = torch.float64
+    placement = SequentialOffload(SimpleNamespace(unet=net), accelerator)
+    with placement.using("unet") as unet:
+        torch.testing.assert_close(unet(x.double()).float(), expected)
+    assert torch.equal(net(x), expected)
 
 
 def test_the_scale_of_a_call(net: Net, x: Tensor) -> None:
