@@ -18,7 +18,13 @@ import pytest
 import torch
 
 # The stand-in first: it too sets what huggingface_hub reads once.
-pytest_plugins = ["hub_stand_in", "tiny_checkpoints", "tiny_checkpoints_xl", "tiny_single_files"]
+pytest_plugins = [
+    "hub_stand_in",
+    "tiny_checkpoints",
+    "tiny_checkpoints_xl",
+    "tiny_checkpoints_kandinsky",
+    "tiny_single_files",
+]
 
 
 def pytest_configure() -> None:

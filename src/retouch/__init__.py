@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         ControlNetModel as ControlNetModel,
         MultiControlNetModel as MultiControlNetModel,
     )
+    from retouch.models.movq import VQModel as VQModel
+    from retouch.models.prior_transformer import PriorTransformer as PriorTransformer
     from retouch.models.unet import UNet2DConditionModel as UNet2DConditionModel
     from retouch.pipelines.auto import (
         AutoPipelineForImage2Image as AutoPipelineForImage2Image,
@@ -46,6 +48,15 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         StableDiffusionXLControlNetInpaintPipeline as StableDiffusionXLControlNetInpaintPipeline,
         StableDiffusionXLControlNetPipeline as StableDiffusionXLControlNetPipeline,
     )
+    from retouch.pipelines.kandinsky22_names import (
+        KandinskyV22CombinedPipeline as KandinskyV22CombinedPipeline,
+        KandinskyV22Img2ImgCombinedPipeline as KandinskyV22Img2ImgCombinedPipeline,
+        KandinskyV22Img2ImgPipeline as KandinskyV22Img2ImgPipeline,
+        KandinskyV22InpaintCombinedPipeline as KandinskyV22InpaintCombinedPipeline,
+        KandinskyV22InpaintPipeline as KandinskyV22InpaintPipeline,
+        KandinskyV22Pipeline as KandinskyV22Pipeline,
+    )
+    from retouch.pipelines.kandinsky22_prior import KandinskyV22PriorPipeline as KandinskyV22PriorPipeline
     from retouch.pipelines.names import (
         StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
@@ -100,6 +111,8 @@ _HOMES = {
     "retouch.images.processor": ("VaeImageProcessor",),
     "retouch.models.autoencoder": ("AutoencoderKL",),
     "retouch.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
+    "retouch.models.movq": ("VQModel",),
+    "retouch.models.prior_transformer": ("PriorTransformer",),
     "retouch.models.unet": ("UNet2DConditionModel",),
     "retouch.pipelines.auto": (
         "AutoPipelineForImage2Image",
@@ -114,6 +127,15 @@ _HOMES = {
         "StableDiffusionXLControlNetInpaintPipeline",
         "StableDiffusionXLControlNetPipeline",
     ),
+    "retouch.pipelines.kandinsky22_names": (
+        "KandinskyV22CombinedPipeline",
+        "KandinskyV22Img2ImgCombinedPipeline",
+        "KandinskyV22Img2ImgPipeline",
+        "KandinskyV22InpaintCombinedPipeline",
+        "KandinskyV22InpaintPipeline",
+        "KandinskyV22Pipeline",
+    ),
+    "retouch.pipelines.kandinsky22_prior": ("KandinskyV22PriorPipeline",),
     "retouch.pipelines.names": (
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",

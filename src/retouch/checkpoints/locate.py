@@ -21,6 +21,7 @@ from retouch.checkpoints.tensors import WeightFiles, choose_weights, find_weight
 from retouch.errors import CheckpointError, InputError, OfflineError
 
 INDEX_NAME = "model_index.json"
+CARD_NAME = "README.md"
 
 # What a component may need beside its weights. Everything else in a repository stays there.
 _TOKENIZER_NAMES = frozenset(
@@ -123,6 +124,35 @@ class Checkpoint:
                 f"Download it again (force_download=True) or save it again."
             )
         return index
+
+    def card(self) -> dict[str, Any]:
+        """What the repository's page says in the head of its README.md; nothing where there is none."""
+        from huggingface_hub import metadata_load
+
+        path = self._provide(_card_alone) / CARD_NAME
+        if not path.is_file():
+            return {}
+        try:
+            return dict(metadata_load(path) or {})
+        except Exception as error:  # yaml has errors of its own
+            raise CheckpointError(
+                f"{path} has a head that cannot be read ({_brief(error)}). YAML between two lines of --- is "
+                "expected. Download it again (force_download=True) or correct it."
+            ) from error
+
+    def beside(self, name: str) -> Checkpoint:
+        """Another checkpoint that this one names: a folder in it, or a repository found in the same way."""
+        inside = None if self._folder is None else self._folder / name
+        is_here = inside is not None and inside.is_dir()
+        return Checkpoint.open(
+            inside if inside is not None and is_here else name,
+            variant=self.variant,
+            cache_dir=self._cache_dir,
+            token=self._token,
+            local_files_only=self._local_files_only,
+            force_download=self._force_download,
+            use_safetensors=self._use_safetensors,
+        )
 
     def fetch(self, subfolders: Iterable[str | None], *, weights: bool = True) -> Path:
         """The local folder that holds at least these parts of the checkpoint, None being its root.
@@ -368,6 +398,12 @@ class Checkpoint:
                 f"Check the name at {page}."
             )
         return self._offline(missing, f"{constants.ENDPOINT} gave no answer ({_brief(error)})")
+
+
+def _card_alone(listing: _Listing) -> list[str]:
+    # A cache that does not know what it lacks may lack this, too.
+    has_one = CARD_NAME in listing.folders.get("", ()) or not listing.is_whole
+    return [CARD_NAME] if has_one else []
 
 
 def _refuse_what_is_no_repository(name: str, folder: Path, is_path: bool) -> None:

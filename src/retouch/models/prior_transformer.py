@@ -124,4 +124,5 @@ class PriorTransformer(Pretrained, nn.Module):
 
     def post_process_latents(self, prior_latents: Tensor) -> Tensor:
         """Image embeddings from denoised latents, which the model knows normalised."""
-        return prior_latents * self.clip_std + self.clip_mean
+        device = prior_latents.device  # these belong to no layer, so offloading layers leaves them behind
+        return prior_latents * self.clip_std.to(device) + self.clip_mean.to(device)

@@ -79,7 +79,7 @@ class BasePipeline(Bundle, ABC):
 
         call.__name__, call.__qualname__ = "__call__", f"{cls.__qualname__}.__call__"
         call.__signature__ = task.signature()  # type: ignore[attr-defined]
-        call.__doc__ = f"Make pictures; returns a PipelineOutput.\n\n{task.describe()}"
+        call.__doc__ = f"{task.summary}\n\n{task.describe()}"
         cls.__call__ = call  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

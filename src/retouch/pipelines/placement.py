@@ -46,6 +46,20 @@ class Resident:
         yield getattr(self.owner, name)
 
 
+class Prefixed:
+    """The strategy of a larger pipeline, for a part of it that calls the components without their prefix."""
+
+    def __init__(self, whole: Placement, prefix: str) -> None:
+        self.whole, self.prefix = whole, prefix
+        self.device = whole.device
+
+    def shared_by(self, owner: Any) -> Self:
+        return self
+
+    def using(self, name: str) -> AbstractContextManager[Any]:
+        return self.whole.using(self.prefix + name)
+
+
 class _Offload(Resident):
     """Base of the strategies that borrow a module while anyone, in any thread, uses it."""
 

@@ -12,14 +12,12 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from retouch.errors import InputError
-
-LISTENABLE = ("latents", "negative_prompt_embeds", "mask", "masked_image_latents")
 
 
 def argument(default: Any, doc: str) -> Any:
@@ -30,6 +28,8 @@ def argument(default: Any, doc: str) -> Any:
 @dataclass(frozen=True)
 class Request:
     """What one call asks for. Names and defaults follow the reference; a task overrides some defaults."""
+
+    output_types: ClassVar[Sequence[str]] = ("pil", "np", "pt", "latent")
 
     prompt: str | Sequence[str] | None = argument(None, "What to paint; a list paints a batch.")
     image: Any = argument(
@@ -115,14 +115,14 @@ class Request:
         own: Sequence[str] | None = getattr(self.callback_on_step_end, "tensor_inputs", None)
         return self.callback_on_step_end_tensor_inputs if own is None else own
 
-    def check(self, size_factor: int, listenable: Collection[str] = ()) -> None:
+    def check(self, size_factor: int, tensor_names: Collection[str] = ("latents",)) -> None:
         """Refuse what cannot work before anything large is moved. `size_factor` is the VAE's."""
-        _check_prompts(self)
+        self.check_texts()
         _check_numbers(self, size_factor)
-        if self.output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(
-                f"output_type={self.output_type!r} is unknown; use 'pil', 'np', 'pt' or 'latent'."
-            )
+        if self.output_type not in self.output_types:
+            *others, last = map(repr, self.output_types)
+            known = f"{', '.join(others)} or {last}"
+            raise InputError(f"output_type={self.output_type!r} is unknown; use {known}.")
         if self.prompt_syntax not in (None, "weighted"):
             raise InputError(
                 f"prompt_syntax={self.prompt_syntax!r} is unknown; use 'weighted', or None for plain text."
@@ -141,13 +141,16 @@ class Request:
                 f"callback_on_step_end is a {type(callback).__name__}; it takes a function "
                 "callback(run, step_index, timestep, tensors)."
             )
-        known = (*LISTENABLE, *listenable)
-        unknown = [name for name in self.listened if name not in known]
+        unknown = [name for name in self.listened if name not in tensor_names]
         if unknown:
             raise InputError(
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; a callback can get "
-                f"{', '.join(known)}."
+                f"{', '.join(tensor_names)}."
             )
+
+    def check_texts(self) -> None:
+        """Refuse prompts that do not go together, and their absence."""
+        _check_prompts(self)
 
 
 def _check_prompts(request: Request) -> None:
@@ -237,11 +240,14 @@ class Task:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Sequence[str] = ()
     request: type[Request] = Request
+    summary: str = "Make pictures; returns a PipelineOutput."
+    makes_pictures: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)  # arguments that mean a field of another name
 
     def __post_init__(self) -> None:
-        every = dict.fromkeys([*self.arguments, "tile_size", "record"])  # the last two are for all
-        object.__setattr__(self, "arguments", list(every))
+        if self.makes_pictures:  # all of these take the last two
+            every = dict.fromkeys([*self.arguments, "tile_size", "record"])
+            object.__setattr__(self, "arguments", list(every))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
         """A call's arguments as a request; an unknown name is answered with the nearest known one."""

@@ -19,6 +19,13 @@ tokenizing = threading.Lock()
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, *, tell: bool = True) -> Tensor:
     """Token ids, padded and cut to `length`; what is cut off is told."""
+    return tokenize_with_mask(tokenizer, prompts, length, tell=tell)[0]
+
+
+def tokenize_with_mask(
+    tokenizer: Any, prompts: Sequence[str], length: int, *, tell: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The same, and a mask with 1 at the tokens that are not padding."""
     if length > tokenizer.model_max_length:
         raise InputError(
             f"prompt_embeds holds {length} tokens, and the text encoder reads {tokenizer.model_max_length}, "
@@ -27,9 +34,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, *, tell: bool 
         )
     with tokenizing:
         prompts = [expanded(tokenizer, prompt) for prompt in prompts]
-        ids = tokenizer(
+        found = tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        )
         whole = tokenizer(prompts, truncation=False, verbose=False).input_ids
         lost = [row[length - 1 : -1] for row in whole if len(row) > length]
         if lost and tell:
@@ -39,7 +46,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, *, tell: bool 
                 f"see: {text!r:.300}. Shorten the prompt, or put what matters first.",
                 stacklevel=2,
             )
-    return ids
+    return found.input_ids, found.attention_mask
 
 
 def expanded(tokenizer: Any, prompt: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,12 @@ def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor
         if not _overflowed(vae, pixels):
             return pixels
     return _float32_copy(vae).decode(_unscaled(vae, latents.float()), return_dict=False)[0]
+
+
+def guarded(vae: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """What is computed with the VAE; where half precision overflows, once more with one in float32."""
+    result = compute(vae)
+    return compute(_float32_copy(vae)) if _overflowed(vae, result) else result
 
 
 def _unscaled(vae: Any, latents: Tensor) -> Tensor:

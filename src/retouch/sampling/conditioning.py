@@ -6,7 +6,7 @@ Kandinsky: guidance pairs, repeats and joins them without knowing which they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,12 @@ class Conditioning:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the inputs, in which the reference draws its noise too."""
-        return next(value.dtype for value in self.positive.values() if isinstance(value, Tensor))
+        return next(_tensors(self.positive)).dtype
+
+
+def _tensors(inputs: Inputs) -> Iterator[Tensor]:
+    for value in inputs.values():
+        yield from [value] if isinstance(value, Tensor) else _tensors(value)
 
 
 def stack(first: Inputs, second: Inputs) -> dict[str, Any]:
