@@ -65,8 +65,7 @@ _OTHER_WIDTHS = {5: "depth-guided", 7: "an upscaler", 8: "InstructPix2Pix"}
 def names_single_file(name: str | os.PathLike[str]) -> bool:
     """Whether this is the name of one file rather than of a folder or a repository."""
     text = os.fspath(name)
-    plain = text.split("?")[0].lower() if "://" in text else text.lower()
-    return plain.endswith(_SUFFIXES) and not Path(text).expanduser().is_dir()
+    return _ends(text, _SUFFIXES) and not Path(text).expanduser().is_dir()
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class SingleFile:
                 f"repository use from_pretrained."
             )
         path = Path(text).expanduser()
-        if text.lower().endswith(PICKLED) and use_safetensors is not False:
+        if _ends(text, PICKLED) and use_safetensors is not False:
             raise CheckpointError(
                 f"{text} is a pickled checkpoint, which can run code when it is read carelessly. Safetensors "
                 f"are accepted; use that file of the checkpoint, or pass use_safetensors=False to read "
@@ -350,6 +349,11 @@ def _fetched(text: str, *, is_path: bool, revision: str | None, **options: Any) 
             f"{text} is no file on this machine (relative paths start at {Path.cwd()}), nor does it come "
             f"from the hub: {error}"
         ) from error
+
+
+def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a name ends so, what an address may carry behind a question mark left aside."""
+    return name.split("?")[0].lower().endswith(suffixes)
 
 
 def _first(names: list[str]) -> str:
