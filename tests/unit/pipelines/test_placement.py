@@ -192,10 +192,11 @@ def picture_of(pipeline: Any, **changes: Any) -> Any:
 @pytest.mark.parametrize("strategy", [ModelOffload, SequentialOffload])
 def test_a_pipeline_gives_the_same_picture(pipeline: Any, strategy: Any) -> None:
     expected = picture_of(pipeline)
+    # transformers leaves some of its own in a text encoder that was asked for other layers.
+    before = [hooks_in(part) for part in pipeline._modules().values()]
     pipeline.placement = strategy(pipeline, CPU)
     assert torch.equal(picture_of(pipeline), expected)
-    for part in pipeline._modules().values():
-        assert hooks_in(part) == 0
+    assert [hooks_in(part) for part in pipeline._modules().values()] == before
 
 
 def test_a_pipeline_has_one_model_at_a_time_on_the_accelerator(
