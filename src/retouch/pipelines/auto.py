@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from retouch.checkpoints.locate import Checkpoint
@@ -72,6 +73,14 @@ class _AutoPipeline:
         checkpoint = Checkpoint.open(name, **{key: kwargs[key] for key in _LOCATION if key in kwargs})
         kind = cls._choose(checkpoint.index().get("_class_name"), str(name), kwargs)
         return kind.from_pretrained(name, **_without_none(kwargs))
+
+    @classmethod
+    def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
+        """Fetch all that `from_pretrained` needs, and load none of it; the folders, or the file, it is in."""
+        if names_single_file(name):
+            return [open_single_file(name, **location)[0].path]
+        index = Checkpoint.open(name, **location).index()
+        return cls._choose(index.get("_class_name"), str(name), {}).download(name, **location)
 
     @classmethod
     def from_single_file(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:

@@ -179,10 +179,8 @@ class Bundle:
         wanted = resolve_dtype(dtype, available_devices()[0])
         index = checkpoint.index()
         given = {name: index[name] for name in cls.switches if name in index} | given
-        parts, found = dict(given), []
-        for source, names in cls._sources(checkpoint, index, given):
-            folder = source.fetch(subfolders(dict(names.values())))
-            found += [(part, source, folder, *entry) for part, entry in names.items()]
+        parts = dict(given)
+        found = cls._fetched(checkpoint, index, given)
         for part, source, folder, name, class_name in tqdm(
             found, desc="Loading", unit="part", disable=None, leave=False
         ):
@@ -193,6 +191,27 @@ class Bundle:
         pipeline = cls(**parts)
         pipeline._source = checkpoint.name
         return pipeline
+
+    @classmethod
+    def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
+        """Fetch all that `from_pretrained` needs, and load none of it; the folders that it is in.
+
+        `location`: the keywords of `from_pretrained` that say where from and which files.
+        """
+        checkpoint = Checkpoint.open(name, **location)
+        found = cls._fetched(checkpoint, checkpoint.index(), cls._component_arguments({}))
+        return list(dict.fromkeys(folder for _, _, folder, *_ in found))
+
+    @classmethod
+    def _fetched(
+        cls, checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
+    ) -> list[tuple[str, Checkpoint, Path, str, str]]:
+        """Of each part that is not given: its name, and where it is, on this machine now."""
+        found = []
+        for source, names in cls._sources(checkpoint, index, given):
+            folder = source.fetch(subfolders(dict(names.values())))
+            found += [(part, source, folder, *entry) for part, entry in names.items()]
+        return found
 
     @classmethod
     def _sources(
