@@ -102,8 +102,8 @@ def predicts_v(unet: nn.Module) -> bool:
     """
     config: Any = unet.config
     like = next(unet.parameters())
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(like)
-    sample = torch.cat([noise, noise.new_zeros(1, config.in_channels - 4, 16, 16)], dim=1)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(like)
+    sample = torch.cat([noise, noise.new_zeros(1, config.in_channels - 4, 8, 8)], dim=1)
     text = noise.new_zeros(1, 77, config.cross_attention_dim)
     with torch.inference_mode():
         answer = unet(sample, torch.tensor(999, device=like.device), text).sample
