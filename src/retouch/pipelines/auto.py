@@ -18,6 +18,14 @@ from retouch.pipelines.controlnet_names import (
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
 )
+from retouch.pipelines.kandinsky22_names import (
+    KandinskyV22CombinedPipeline,
+    KandinskyV22Img2ImgCombinedPipeline,
+    KandinskyV22Img2ImgPipeline,
+    KandinskyV22InpaintCombinedPipeline,
+    KandinskyV22InpaintPipeline,
+    KandinskyV22Pipeline,
+)
 from retouch.pipelines.names import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -35,6 +43,8 @@ _Row = tuple[type[Pipeline], type[Pipeline], type[Pipeline]]
 _FAMILIES: tuple[_Row, ...] = (
     (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
     (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
+    (KandinskyV22Pipeline, KandinskyV22Img2ImgPipeline, KandinskyV22InpaintPipeline),
+    (KandinskyV22CombinedPipeline, KandinskyV22Img2ImgCombinedPipeline, KandinskyV22InpaintCombinedPipeline),
 )
 # The same with a ControlNet, for the families that have one.
 _CONTROLLED: dict[type[Pipeline], _Row] = {
@@ -72,7 +82,7 @@ class _AutoPipeline:
             return cls.from_single_file(name, **kwargs)
         checkpoint = Checkpoint.open(name, **{key: kwargs[key] for key in _LOCATION if key in kwargs})
         kind = cls._choose(checkpoint.index().get("_class_name"), str(name), kwargs)
-        return kind.from_pretrained(name, **_without_none(kwargs))
+        return _with_prior(kind).from_pretrained(name, **_without_none(kwargs))
 
     @classmethod
     def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
@@ -80,7 +90,8 @@ class _AutoPipeline:
         if names_single_file(name):
             return [open_single_file(name, **location)[0].path]
         index = Checkpoint.open(name, **location).index()
-        return cls._choose(index.get("_class_name"), str(name), {}).download(name, **location)
+        kind = cls._choose(index.get("_class_name"), str(name), {})
+        return _with_prior(kind).download(name, **location)
 
     @classmethod
     def from_single_file(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -119,6 +130,12 @@ class _AutoPipeline:
             f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If "
             "it is one of these under another name, load it with that family's pipeline class."
         )
+
+
+def _with_prior(kind: type[Pipeline]) -> type[Pipeline]:
+    """A decoder of Kandinsky is loaded with the prior that belongs to it."""
+    decoders, whole = _FAMILIES[-2:]
+    return whole[decoders.index(kind)] if kind in decoders else kind
 
 
 def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
