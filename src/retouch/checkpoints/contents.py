@@ -13,12 +13,12 @@ _SIGNS = (
     (
         r"lora_(up|down|A|B|unet|te|linear_layer)\b|lora_(unet|te\d?)_|\blora\.(up|down)\b|\.(hada|lokr)_w\d",
         "a LoRA",
-        "A LoRA changes a checkpoint and is none itself: load the checkpoint that it was made for first",
+        "Load the checkpoint that it was made for, then add it with the pipeline's load_lora_weights",
     ),
     (
         r"^(emb_params|clip_l|clip_g|string_to_param|<[^>]+>)$",
         "a textual inversion embedding",
-        "An embedding is a word for a checkpoint's text encoder: load a checkpoint first",
+        "Load a checkpoint, then add it with the pipeline's load_textual_inversion",
     ),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "It is added to a checkpoint: load one first"),
     (r"^(adapter\.)?body\.\d", "a T2I-Adapter", "T2I-Adapters are not supported; use a ControlNet"),

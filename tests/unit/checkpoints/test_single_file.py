@@ -89,7 +89,7 @@ def test_other_unets(width: int, channels: int, problem: str, tmp_path: Path) ->
 OTHERS: dict[str, tuple[list[str], str]] = {
     "kohya's LoRA": (
         ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
-        "is a LoRA.*made for first",
+        "is a LoRA.*then add it with the pipeline's load_lora_weights",
     ),
     "PEFT's LoRA": (["unet.down_blocks.0.attentions.0.to_q.lora_A.weight"], "is a LoRA"),
     "LoHa": (["lora_te_text_model.hada_w1_a"], "is a LoRA"),
