@@ -130,6 +130,8 @@ def _finished(
         upright = ImageOps.exif_transpose(picture)  # reads all pixels: a copy, even where nothing turns
         # What the copy forgets, for a convert_method that wants to know the file.
         upright.format, upright.n_frames = picture.format, getattr(picture, "n_frames", 1)  # type: ignore[attr-defined]
+        if picture.format == "TIFF" and "exif" not in upright.info:
+            upright.info["exif"] = _description(picture)
         ready = upright if convert_method is not None else eight_bit(upright).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _bomb(name, error) from error
@@ -138,6 +140,21 @@ def _finished(
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise _not_a_picture(name, error) from error
     return ready if convert_method is None else convert_method(ready)
+
+
+# Of a TIFF's tags those that describe the photo, not the file: title, camera, time, author, XMP, EXIF, GPS.
+_DESCRIBING = (270, 271, 272, 305, 306, 315, 316, 700, 33432, 34665, 34853)
+
+
+def _description(picture: Image.Image) -> bytes:
+    """What a TIFF says of its photo, as other formats say it."""
+    described = Image.Exif()
+    for tag, value in picture.getexif().items():
+        if tag in (0x8769, 0x8825):
+            described.get_ifd(tag).update(picture.getexif().get_ifd(tag))
+        elif tag in _DESCRIBING:
+            described[tag] = value
+    return described.tobytes() if len(described) else b""
 
 
 def _not_a_picture(name: str, error: Exception) -> InputError:

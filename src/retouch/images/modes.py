@@ -46,12 +46,17 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def deep_values(image: Image.Image, argument_name: str = "image") -> np.ndarray:
-    """A deep picture as floats from 0 to 1.
+    """A deep picture as floats from 0 to 1."""
+    return np.asarray(image).astype(np.float64) / deep_white(image, argument_name)
+
+
+def deep_white(image: Image.Image, argument_name: str = "image") -> float:
+    """The value that is white in a deep picture; values beyond it are refused.
 
     "I;16" is 16-bit. "I" and "F" say nothing about their scale, so the largest value decides: "I" up
     to 255 is 8-bit, else 16-bit; "F" up to 1 is a fraction, else 8-bit.
     """
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
         white = 1 if high <= 1 else 255
@@ -63,7 +68,7 @@ def deep_values(image: Image.Image, argument_name: str = "image") -> np.ndarray:
             f"finite values from 0 to {white}. Scale the values, and pass them as an 8-bit picture (mode "
             "L)."
         )
-    return values / white
+    return white
 
 
 def eight_bit(image: Image.Image, argument_name: str = "image") -> Image.Image:

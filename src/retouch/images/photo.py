@@ -7,23 +7,41 @@ size, mode, alpha, palette, profile and metadata stay what they were.
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from retouch.errors import InputError
 from retouch.images.files import ImageSource, load_image
-from retouch.images.modes import eight_bit
+from retouch.images.modes import deep_white, eight_bit, is_deep
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
+Patch = tuple[Box, np.ndarray, np.ndarray]  # where, (height, width, 3) of 8 bits, which of it to take
 
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "I;16", "I", "F", "1", "CMYK")
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".avif": "AVIF"}
-# Modes that a file type can hold; others are refused rather than converted behind the user's back.
-_HOLDS = {".jpg": ("L", "RGB", "CMYK"), ".jpeg": ("L", "RGB", "CMYK"), ".webp": ("RGB", "RGBA", "L", "P")}
+# Modes that a file type holds as they are. Pillow would convert others, or refuse them.
+_TIFF = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "F", "CMYK")
+_HOLDS = {
+    ".png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".jpg": ("L", "RGB", "CMYK"),
+    ".jpeg": ("L", "RGB", "CMYK"),
+    ".webp": ("RGB", "RGBA"),
+    ".avif": ("RGB", "RGBA"),
+    ".bmp": ("1", "L", "P", "RGB"),
+    ".tga": ("L", "LA", "P", "RGB", "RGBA"),
+    ".gif": ("P",),
+}
+_XMP = "XML:com.adobe.xmp"  # as PNG calls it
 
 
 @dataclass(frozen=True)
@@ -34,20 +52,30 @@ class Photo:
     format: str | None = None
 
     @classmethod
-    def open(cls, source: ImageSource | np.ndarray) -> Photo:
+    def open(cls, source: ImageSource | np.ndarray | Photo) -> Photo:
         """From a path, URL, bytes, PIL picture or array of 8-bit values; an animation is refused."""
+        if isinstance(source, Photo):
+            return source
         if isinstance(source, np.ndarray):
             source = _from_array(source)
         image = load_image(source, lambda picture: picture)
         frames = getattr(image, "n_frames", 1)
-        if frames > 1:
+        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview or depth map behind it
             raise InputError(
-                f"The photo is an animation of {frames} frames. One picture is accepted. Choose a frame with "
-                f"photo.seek(index) and give photo.convert('RGB')."
+                f"The photo is an animation, or has pages: {frames} pictures. One is accepted. Choose it "
+                f"with photo.seek(index) and give photo.copy()."
             )
+        if image.mode.startswith("I;16") and image.mode != "I;16":
+            image = _copied_info(image, Image.fromarray(np.asarray(image).astype("<u2")))
         if image.mode not in _MODES:
-            image = image.convert("RGB")
-        return cls(image, image.format)
+            raise InputError(
+                f"The photo has mode {image.mode}. Accepted are {', '.join(_MODES)}. Convert it, for example "
+                "with photo.convert('RGB')."
+            )
+        photo = cls(image, image.format)
+        if is_deep(image):
+            photo._white  # noqa: B018  values that mean nothing are refused here
+        return photo
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,114 +85,164 @@ class Photo:
     @property
     def rgb(self) -> np.ndarray:
         """What a model sees: (height, width, 3) of 8 bits, without transparency."""
-        return np.asarray(eight_bit(self.image).convert("RGB"))
+        return self.pixels((0, 0, *self.size))
+
+    def pixels(self, box: Box) -> np.ndarray:
+        """A part of `rgb`."""
+        part = self.image.crop(box)
+        if is_deep(part):  # by the whole photo's scale, not the part's own
+            levels = np.rint(np.asarray(part) * (255 / self._white)).astype(np.uint8)
+            return np.repeat(levels[..., None], 3, axis=2)
+        return np.array(eight_bit(part).convert("RGB"))
+
+    @cached_property
+    def _white(self) -> float:
+        return deep_white(self.image, "photo")
 
     def extended(self, left: int, top: int, right: int, bottom: int) -> tuple[Photo, np.ndarray]:
         """The photo on a larger canvas, and where the canvas is new."""
-        size = self.image.width + left + right, self.image.height + top + bottom
-        canvas = Image.new(self.image.mode, size)
-        if self.image.mode in ("P", "PA"):
-            canvas.putpalette(self.image.getpalette("RGB") or [], "RGB")
-        elif self.image.mode in ("RGBA", "LA"):
-            canvas.putalpha(255)  # what is painted there is to be seen
-        canvas.paste(self.image, (left, top))
-        canvas.info = dict(self.image.info)
-        new = np.ones((size[1], size[0]), bool)
-        new[top : top + self.image.height, left : left + self.image.width] = False
+        width, height = self.size
+        pixels, limit = (width + left + right) * (height + top + bottom), Image.MAX_IMAGE_PIXELS
+        if limit is not None and pixels > 2 * limit:
+            raise InputError(
+                f"The photo would have {pixels} pixels. At most {2 * limit} are accepted, as for pictures "
+                "from files. Add less, or raise PIL.Image.MAX_IMAGE_PIXELS."
+            )
+        canvas = self.image.crop((-left, -top, width + right, height + bottom))
+        new = np.ones((canvas.height, canvas.width), bool)
+        new[top : top + height, left : left + width] = False
+        if canvas.mode in ("RGBA", "LA", "PA"):  # what is painted there is to be seen
+            alpha = np.array(canvas.getchannel("A"))
+            alpha[new] = 255
+            canvas.putalpha(Image.fromarray(alpha))
         return replace(self, image=canvas), new
 
-    def with_painted(self, painted: np.ndarray, where: np.ndarray) -> Image.Image:
-        """The photo with `painted` (height, width, 3) where `where` is true, all else to the byte."""
-        picture = Image.fromarray(np.ascontiguousarray(painted, np.uint8))
-        mode = self.image.mode
-        if mode in ("P", "PA"):
-            values = self._nearest_colours(picture)
-        elif mode in ("I;16", "I", "F"):
-            values = _deep(np.asarray(picture.convert("L")), np.asarray(self.image))
-        elif mode == "1":
-            values = np.asarray(picture.convert("L")) >= 128
-        else:
-            colour = {"RGBA": "RGB", "LA": "L"}.get(mode, mode)
-            values = np.asarray(picture.convert(colour))
-        stored = np.array(self.image)
-        if mode in ("RGBA", "LA", "PA"):  # the alpha stays as it is
-            colours = stored[..., :-1] if mode == "RGBA" else stored[..., 0]
-            colours[where] = values[where]
-        else:
-            stored[where] = values[where]
+    def with_painted(self, patches: Iterable[Patch]) -> Image.Image:
+        """The photo with the patches' pixels where each says, all else to the byte."""
         result = self.image.copy()
-        result.paste(_same_mode(stored, self.image))
+        for box, painted, where in patches:
+            part = self.image.crop(box)
+            stored = np.array(part)
+            # The alpha stays as it is.
+            colours = stored[..., 0] if part.mode in ("LA", "PA") else stored
+            colours = stored[..., :3] if part.mode == "RGBA" else colours
+            colours[where] = self._in_mode(painted[where])
+            result.paste(_same_mode(stored, part), box[:2])
         return result
 
-    def _nearest_colours(self, picture: Image.Image) -> np.ndarray:
+    def _in_mode(self, pixels: np.ndarray) -> np.ndarray:
+        """(count, 3) of 8 bits as the photo's mode stores them."""
+        mode = self.image.mode
+        if mode in ("P", "PA"):
+            return self._nearest_colours(pixels)
+        picture = Image.fromarray(np.ascontiguousarray(pixels[None]))
+        if mode in ("RGB", "RGBA", "CMYK"):
+            return np.asarray(picture.convert(mode.removesuffix("A")))[0]
+        grey = np.asarray(picture.convert("L"))[0]
+        if mode == "1":
+            return grey >= 128
+        if is_deep(self.image):
+            return grey * (self._white / 255)  # exact: white is 1, or a multiple of 255
+        return grey
+
+    def _nearest_colours(self, pixels: np.ndarray) -> np.ndarray:
         """Indices into the palette that is there: a new one would change every pixel's meaning."""
         palette = np.array(self.image.getpalette("RGB"), np.float32).reshape(-1, 3)
         key = self.image.info.get("transparency") if self.image.mode == "P" else None
         alpha = np.frombuffer(key, np.uint8)[: len(palette)] if isinstance(key, bytes) else np.empty(0)
         hidden = np.array([key]) if isinstance(key, int) else np.flatnonzero(alpha < 255)
-        palette[hidden] = 1e6  # what is transparent is never the nearest
-        colours, back = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)
+        palette[hidden[hidden < len(palette)]] = 1e6  # what is transparent is never the nearest
+        packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+        colours, back = np.unique(packed, return_inverse=True)
+        colours = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.float32)
         nearest = np.empty(len(colours), np.uint8)
         for start in range(0, len(colours), 4096):
-            part = colours[start : start + 4096, None].astype(np.float32) - palette[None]
-            nearest[start : start + 4096] = (part**2).sum(-1).argmin(1)
-        return nearest[back.reshape(-1)].reshape(picture.height, picture.width)
+            away = colours[start : start + 4096, None] - palette[None]
+            nearest[start : start + 4096] = (away**2).sum(-1).argmin(1)
+        return nearest[back]
 
     def save(
-        self, image: Image.Image, path: str | os.PathLike[str], *, text: dict[str, str] | None = None
+        self,
+        image: Image.Image,
+        path: str | os.PathLike[str],
+        *,
+        text: dict[str, str] | None = None,
+        quality: int | None = None,
     ) -> Path:
         """Write a result with the photo's metadata; nothing half-written is left where it cannot be.
 
-        `text` goes into a PNG's text. A JPEG is compressed anew, which touches all pixels: said in a warning.
+        `text` goes into a PNG's text. `quality` is that of JPEG, WebP and AVIF, 1 to 100. They compress
+        anew, which touches all pixels: said in a warning.
         """
         target = Path(path)
         suffix = target.suffix.lower()
-        allowed = _HOLDS.get(suffix)
-        if suffix not in Image.registered_extensions():
-            raise InputError(
-                f"{target.name!r} has no ending that names a picture format. Accepted are .png, .jpg, .webp, "
-                f".tif and others that Pillow writes; give one of these."
-            )
-        if allowed and image.mode not in allowed:
-            raise InputError(
-                f"A {suffix} file cannot hold a picture of mode {image.mode}. It holds "
-                f"{', '.join(allowed)}; save "
-                f"as .png, or convert the result first."
-            )
+        check_holds(target, image.mode)
         if suffix in _LOSSY:
             warnings.warn(
                 f"{_LOSSY[suffix]} compresses the whole picture anew, so pixels outside the mask change a "
                 "little too. Save as .png to keep them to the byte.",
                 stacklevel=2,
             )
-        options = self._options(suffix, text or {})
-        _write(image, target, options)
+        if quality is not None and not (suffix in _LOSSY and 1 <= quality <= 100):
+            raise InputError(
+                f"quality={quality} was given for {target.name!r}. It takes 1 to 100, and files that end in "
+                f"{', '.join(_LOSSY)}. Leave it out, or choose another ending."
+            )
+        _write(image, target, self._options(suffix, text or {}, quality or 95))
         return target
 
-    def _options(self, suffix: str, text: dict[str, str]) -> dict[str, Any]:
+    def _options(self, suffix: str, text: dict[str, str], quality: int) -> dict[str, Any]:
         info = self.image.info
-        options: dict[str, Any] = {key: info[key] for key in ("icc_profile", "dpi") if info.get(key)}
-        exif = self.image.getexif()
-        exif.pop(ExifTags.Base.Orientation, None)  # the pixels are upright already
-        if len(exif):
-            options["exif"] = exif.tobytes()
+        options: dict[str, Any] = {key: info[key] for key in ("icc_profile", "dpi", "exif") if info.get(key)}
         if suffix == ".png":
-            chunk = PngImagePlugin.PngInfo()
-            kept = {key: value for key, value in getattr(self.image, "text", {}).items() if key not in text}
-            for key, value in {**kept, **text}.items():
-                chunk.add_itxt(key, value)
-            options["pnginfo"] = chunk
+            options["pnginfo"] = self._png_text(text)
         elif suffix in _LOSSY:
-            options |= {"quality": 95} | ({"subsampling": 0} if suffix in (".jpg", ".jpeg") else {})
+            options["quality"] = quality
+            xmp = info.get("xmp") or info.get(_XMP)
+            if xmp:
+                options["xmp"] = xmp.encode() if isinstance(xmp, str) else xmp
+            if suffix in (".jpg", ".jpeg"):
+                options["subsampling"] = 0
+                if info.get("comment"):
+                    options["comment"] = info["comment"]
         return options
+
+    def _png_text(self, text: dict[str, str]) -> PngImagePlugin.PngInfo:
+        info = self.image.info
+        is_png = self.format == "PNG"
+        kept: dict[str, str] = {
+            str(key): value for key, value in info.items() if is_png and isinstance(value, str)
+        }
+        if isinstance(info.get("xmp"), bytes):
+            kept.setdefault(_XMP, info["xmp"].decode("utf-8", "replace"))
+        chunk = PngImagePlugin.PngInfo()
+        for key, value in {**kept, **text}.items():
+            if key == _XMP:  # readers look for it in this kind of chunk only
+                chunk.add_itxt(key, value)
+            else:
+                chunk.add_text(key, value)
+        return chunk
+
+
+def check_holds(path: Path, mode: str) -> None:
+    """Refuse a file whose kind, told by its ending, cannot hold pictures of a mode as they are."""
+    allowed = _HOLDS.get(path.suffix.lower())
+    if allowed is None:
+        raise InputError(
+            f"{path.name!r} has no ending that names a picture format which keeps photos as they are. "
+            f"Accepted are {', '.join(_HOLDS)}; give one of these."
+        )
+    if mode not in allowed:
+        others = [suffix for suffix, modes in _HOLDS.items() if mode in modes]
+        raise InputError(
+            f"A {path.suffix.lower()} file cannot hold a picture of mode {mode}, only {', '.join(allowed)}. "
+            f"{' or '.join(others)} can; or convert the result first."
+        )
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
-    if (
-        values.dtype != np.uint8
-        or values.ndim not in (2, 3)
-        or (values.ndim == 3 and values.shape[2] not in (3, 4))
-    ):
+    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
+    if values.dtype != np.uint8 or not values.size or not is_picture:
         raise InputError(
             f"photo is an array of {values.dtype} with the shape {values.shape}. Accepted are 8-bit arrays "
             f"(uint8) of (height, width), (height, width, 3) or (height, width, 4). Scale and convert it."
@@ -172,44 +250,42 @@ def _from_array(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values)
 
 
-def _deep(grey: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """8-bit grey in the scale of a deep picture: as modes.deep_values reads it."""
-    if like.dtype.kind == "f":
-        white = 1.0 if like.max() <= 1 else 255.0
-        return (grey / 255 * white).astype(like.dtype)
-    factor = 1 if like.dtype.itemsize == 4 and like.max() <= 255 else 257
-    return grey.astype(like.dtype) * like.dtype.type(factor)
-
-
 def _same_mode(stored: np.ndarray, like: Image.Image) -> Image.Image:
-    picture = Image.fromarray(stored, mode=None) if like.mode not in ("P", "PA", "CMYK") else None
-    if picture is None:
-        picture = Image.frombytes(like.mode, like.size, np.ascontiguousarray(stored).tobytes())
-        if like.mode in ("P", "PA"):
-            picture.putpalette(like.getpalette("RGB") or [], "RGB")
+    if like.mode not in ("P", "PA", "CMYK"):
+        return Image.fromarray(stored)
+    picture = Image.frombytes(like.mode, like.size, stored.tobytes())
+    if like.mode in ("P", "PA"):
+        picture.putpalette(like.getpalette("RGB") or [], "RGB")
     return picture
+
+
+def _copied_info(old: Image.Image, new: Image.Image) -> Image.Image:
+    new.info, new.format = dict(old.info), old.format
+    return new
 
 
 def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
     """Through a file beside the target, so that a full disk or Ctrl-C leaves the old one or none."""
-    temporary = None
+    temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=target.suffix, delete=False) as file:
-            temporary = Path(file.name)
+        with open(temporary, "xb") as file:
             image.save(file, Image.registered_extensions()[target.suffix.lower()], **options)
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
+        if error.errno is None:
+            raise _unsuitable(target, error) from error
         raise InputError(
             f"{target} cannot be written ({error.strerror or error}). A folder that exists, may be written "
             "to and has room is needed; nothing was left there. Choose another place for the result."
         ) from error
+    except ValueError as error:  # metadata or sizes that a format has no room for
+        raise _unsuitable(target, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _unsuitable(target: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{target.name} cannot hold this picture ({error}). Formats differ in the sizes and in the metadata "
+        "that they hold; nothing was left there. Save as .png or .tif."
+    )
