@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+
+from retouch.pipelines.pipeline import Pipeline
 
 Result = TypeVar("Result")
 
@@ -16,15 +19,29 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the processor or on an accelerator."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    said = ("out of memory", "can't allocate memory", "not enough memory")  # torch says it in several ways
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)
 
 
 def release() -> None:
     """Give back what the failed attempt held."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for kind in ("cuda", "xpu", "mps"):
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            module.empty_cache()
+
+
+def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
+    """The same models, but the VAE works in tiles of at most `side` pixels; the given one is not touched."""
+    if not hasattr(pipeline.vae, "enable_tiling"):
+        return pipeline
+    vae = copy.copy(pipeline.vae)  # shares the weights
+    factor = pipeline.vae_scale_factor
+    side = max(1, min(side, getattr(vae, "tile_sample_min_size", side)) // factor) * factor
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
+    return type(pipeline).from_pipe(pipeline, vae=vae)
 
 
 def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
@@ -40,6 +57,6 @@ def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Resu
         warnings.warn(
             f"Memory ran out ({kept[:120]}). Trying again {attempts[index + 1][0]}; the result may differ a "
             f"little in detail. Close other programs, or give a smaller size=, to avoid it.",
-            stacklevel=3,
+            stacklevel=2,
         )
     raise AssertionError("an attempt returns or raises")

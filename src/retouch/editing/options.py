@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -21,7 +23,7 @@ class Update:
     """Where an edit stands, for its `progress` listener; a listener that returns False cancels it."""
 
     step: int
-    steps: int
+    steps: int  # of this crop of this variation
     crop: int
     crops: int
     variation: int
@@ -50,7 +52,7 @@ class Options:
     invert: bool = False
     grow: float = 0
     fit_mask: bool = False
-    record: Any = None  # a retouch.Recording of the steps
+    record: Any = None  # True, or a retouch.Recording: of the first crop of the first variation
     progress: Callable[[Update], Any] | None = None
 
     @classmethod
@@ -67,25 +69,46 @@ class Options:
         return options
 
     def _check(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise InputError(f"prompt is a {type(self.prompt).__name__}; it takes one string.")
-        for name in ("steps", "variations"):
+        for name in ("prompt", "negative_prompt"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}={value!r} is not a whole number of 1 or more.")
+            if not isinstance(value, str) and not (value is None and name == "negative_prompt"):
+                raise InputError(f"{name} is a {type(value).__name__}; it takes one string.")
+        for name, least in (("steps", 1), ("variations", 1), ("seed", 0), ("size", 64)):
+            value = getattr(self, name)
+            if value is None and name in ("seed", "size"):
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}={value!r} is not a whole number of {least} or more.")
+        for name in ("strength", "guidance_scale", "feather", "grow"):
+            value = getattr(self, name)
+            if value is None and name == "feather":
+                continue
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise InputError(f"{name}={value!r} is not a finite number.")
         if not 0 < self.strength <= 1:
             raise InputError(f"strength={self.strength} is outside 0 to 1 (0 excluded); 1 paints from noise.")
-        if self.seed is not None and not 0 <= self.seed < 2**63 - self.variations:
-            raise InputError(f"seed={self.seed} is out of range; it takes a whole number of 0 or more.")
-        if self.size is not None and self.size < 64:
-            raise InputError(f"size={self.size} is too small to work at; give 64 or more, or leave it out.")
+        if self.seed is not None and self.seed >= 2**63 - self.variations:
+            raise InputError(f"seed={self.seed} is out of range; it takes a whole number below 2**63.")
         if self.feather is not None and self.feather < 0:
             raise InputError(f"feather={self.feather} is negative; give pixels, 0 for a hard edge.")
+        for name, kind in (("join", Method), ("fill", Fill), ("mask_mode", MaskMode)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise InputError(f"{name}={value!r} is unknown. Accepted are {', '.join(known)}.")
+        if self.progress is not None and not callable(self.progress):
+            raise InputError(
+                f"progress is a {type(self.progress).__name__}; it takes a function of an Update."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """What it takes to do it again, as JSON can hold it."""
-        left_out = ("record", "progress")
-        return {key: value for key, value in dataclasses.asdict(self._plain()).items() if key not in left_out}
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        del values["record"], values["progress"]
+        return {key: _plain(value) for key, value in values.items()}
 
-    def _plain(self) -> Options:
-        return dataclasses.replace(self, record=None, progress=None)
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's own."""
+    if isinstance(value, str | bool) or value is None:
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)

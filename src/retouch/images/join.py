@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from retouch.errors import InputError
+from retouch.images.holes import distance
 from retouch.images.interpolate import harmonic, pull_push
 
 Method = Literal["plain", "match", "poisson"]
@@ -41,7 +42,7 @@ def join(
     hole = hole.astype(np.float32)
     if method != "plain" and not inside.all():
         painted = np.clip(painted + correction(photo, painted, inside, feather, method), 0, 255)
-    alpha = np.maximum(hole, feathered(hole >= 0.5, feather))[..., None]
+    alpha = softened(hole, feather)[..., None]
     blended = alpha * painted.astype(np.float32) + (1 - alpha) * photo
     return np.where(alpha > 0, np.rint(blended), photo).astype(photo.dtype)
 
@@ -62,8 +63,7 @@ def correction(
             field = correction(seen, drawn, hole, feather * shrink, method)
             return cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
     difference = photo.astype(np.float32) - painted
-    away = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 5)
-    ring = ~inside & (away <= max(8.0, 2 * feather))
+    ring = ~inside & (distance(~inside) <= max(8.0, 2 * feather))
     # Single pixels differ by what the VAE could not draw; only their mean is a shift of colour.
     smooth = _blurred(difference, ring, radius=4.0 if method == "poisson" else 12.0)
     return harmonic(smooth, ring) if method == "poisson" else pull_push(smooth, ring)
@@ -80,10 +80,15 @@ def _blurred(values: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray
     return np.where(weight > 0, summed / np.maximum(share, 1e-6), 0)
 
 
+def softened(hole: np.ndarray, feather: float) -> np.ndarray:
+    """How much of the new is taken: all of it in the hole, fading out over `feather` pixels around it."""
+    return np.maximum(hole, feathered(hole >= 0.5, feather))
+
+
 def feathered(inside: np.ndarray, feather: float) -> np.ndarray:
-    """1 in the hole, falling smoothly to 0 at `feather` pixels from it."""
-    if feather <= 0:
+    """1 in the hole, falling smoothly to 0; no more than that beyond `feather` pixels from it."""
+    if feather <= 0 or not inside.any():
         return inside.astype(np.float32)
-    away = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 5)
+    away = distance(~inside)
     t = np.clip(1 - away / (feather + 1), 0, 1).astype(np.float32)
-    return t * t * (3 - 2 * t)
+    return np.where(away <= feather, t * t * (3 - 2 * t), 0).astype(np.float32)

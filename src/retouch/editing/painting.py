@@ -1,0 +1,216 @@
+"""One crop of an edit: prepared for the pipeline, painted, and joined to what is around it.
+
+A crop that is much larger than the model's size is painted twice: coarsely as a whole, then at its own size
+in overlapping windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from retouch.editing.cache import PipelineCache
+from retouch.editing.memory import with_fallbacks, with_tiled_vae
+from retouch.editing.options import Options, Update
+from retouch.editing.settings import scheduled_steps
+from retouch.errors import Cancelled
+from retouch.images.fill import fill_hole
+from retouch.images.holes import Crop, Hole
+from retouch.images.join import join, softened
+from retouch.images.photo import Patch, Photo
+from retouch.pipelines.pipeline import Pipeline
+from retouch.pipelines.recording import Recording, linear_colours
+
+_SHRINKS_TOO_MUCH = 1 / 1.5  # a crop that keeps fewer of its pixels is painted a second time
+_LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
+_REFINE = 0.5  # strength of the second pass, and its share of the steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """One verb on one photo: what every crop and variation of it shares."""
+
+    photo: Photo
+    hole: Hole
+    crops: list[Crop]
+    options: Options
+    working_size: int
+    pipeline: Pipeline
+    cache: PipelineCache
+    recording: Recording | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time that a block takes to an entry of the timings."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Painting:
+    """One crop of one variation."""
+
+    job: Job
+    pipeline: Pipeline
+    crop: Crop
+    given: np.ndarray  # the photo there
+    hole: np.ndarray  # 0 to 1
+    feather: float  # in pixels of the photo
+    seed: int
+    index: int
+    variation: int
+
+
+def paint(job: Job, index: int, variation: int, seed: int) -> Patch:
+    """One crop, painted and joined, and which of its pixels belong into the photo."""
+    crop, factor, options = job.crops[index], job.pipeline.vae_scale_factor, job.options
+    with job.timed("prepare"):
+        given = job.photo.pixels(crop.box)
+        hole = crop.of(job.hole.levels).astype(np.float32) / 255
+        # By default a fiftieth of the crop, which is one latent or two.
+        feather = max(1.0, 0.02 * max(crop.size)) if options.feather is None else options.feather
+
+    def attempt(pipeline: Pipeline, share: float = 1.0) -> np.ndarray:
+        width, height = (
+            max(factor, int(side * share) // factor * factor) for side in (crop.width, crop.height)
+        )
+        smaller = replace(crop, width=width, height=height)
+        painting = _Painting(job, pipeline, smaller, given, hole, feather, seed, index, variation)
+        return _painted(painting, refine=share == 1)
+
+    def tiled() -> Pipeline:
+        return with_tiled_vae(job.pipeline, max(crop.width, crop.height) // 2)
+
+    with job.timed("paint"):
+        painted = with_fallbacks(
+            [
+                ("", lambda: attempt(job.pipeline)),
+                ("with the VAE in tiles", lambda: attempt(tiled())),
+                ("with a smaller crop", lambda: attempt(tiled(), 0.75)),
+                ("with a crop of half the size", lambda: attempt(tiled(), 0.5)),
+            ]
+        )
+    with job.timed("join"):
+        joined = join(given, painted, hole, feather=feather, method=options.join)
+        return crop.box, joined, (joined != given).any(axis=-1) | (hole >= 0.5)
+
+
+def _painted(painting: _Painting, refine: bool) -> np.ndarray:
+    """What the pipeline makes of a crop, at the photo's resolution."""
+    job, crop, given = painting.job, painting.crop, painting.given
+    options, size, own = job.options, (crop.width, crop.height), crop.size
+    picture = np.asarray(Image.fromarray(given).resize(size, Image.Resampling.LANCZOS))
+    if options.fill != "original":
+        inside = np.asarray(Image.fromarray(painting.hole).resize(size, Image.Resampling.BOX)) > 0
+        picture = fill_hole(picture, inside, options.fill, seed=painting.seed)
+    shrinks = size[0] * size[1] < _SHRINKS_TOO_MUCH * own[0] * own[1]
+    refine = refine and shrinks and "strength" in painting.pipeline.task.arguments
+    second = math.ceil(_REFINE * options.steps) if refine else 0
+    report = _Report(painting, options.steps + second)
+    result = _call(painting, picture, options.strength, options.steps, report)
+    coarse = np.asarray(result.resize(own, Image.Resampling.LANCZOS))
+    if not refine:
+        return coarse
+    joined = join(given, coarse, painting.hole, feather=painting.feather, method=options.join)
+    fine = Image.fromarray(joined).resize(_fine_size(own, job), Image.Resampling.LANCZOS)
+    result = _call(painting, np.asarray(fine), _REFINE, second, report, tile_size=job.working_size)
+    return np.asarray(result.resize(own, Image.Resampling.LANCZOS))
+
+
+def _call(
+    painting: _Painting, pixels: np.ndarray, strength: float, steps: int, report: _Report, **extra: Any
+) -> Image.Image:
+    options, pipeline, cache = painting.job.options, painting.pipeline, painting.job.cache
+    height, width = pixels.shape[:2]
+    mask = _for_latents(painting, (width, height))
+    arguments: dict[str, Any] = {
+        **cache.prompts(pipeline, options.prompt, options.negative_prompt, options.guidance_scale),
+        **cache.pictures(pipeline, Image.fromarray(pixels), mask, strength),
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": options.guidance_scale,
+        "generator": torch.Generator().manual_seed(painting.seed),  # on the CPU: the same on any device
+        "record": painting.job.recording if report.is_first else None,
+        **extra,
+    }
+    if "strength" in pipeline.task.arguments:
+        arguments["strength"] = strength
+        arguments["num_inference_steps"] = scheduled_steps(steps, strength)
+    with pipeline.start(**arguments) as run:
+        for progress in run:
+            report.tell(run, progress, steps)
+        report.end(steps)
+        image: Image.Image = run.result().images[0]
+    return image
+
+
+def _for_latents(painting: _Painting, size: tuple[int, int]) -> Image.Image:
+    """The mask for the pipeline: every latent that the hole or its feather touches, whole.
+
+    Of each latent the model looks at one pixel of the mask; a corner of what is to go would be left over.
+    """
+    levels = np.rint(255 * softened(painting.hole, painting.feather)).astype(np.uint8)
+    resized = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR))
+    factor = painting.pipeline.vae_scale_factor
+    cells = resized.reshape(size[1] // factor, factor, size[0] // factor, factor).max(axis=(1, 3))
+    return Image.fromarray(np.kron(cells, np.ones((factor, factor), np.uint8)))
+
+
+def _fine_size(own: tuple[int, int], job: Job) -> tuple[int, int]:
+    """The crop's own size in multiples of the VAE's factor, or what is left of it under the limit."""
+    factor = job.pipeline.vae_scale_factor
+    scale = min(1.0, (_LARGEST * job.working_size**2 / (own[0] * own[1])) ** 0.5)
+    width, height = (max(factor, round(side * scale / factor) * factor) for side in own)
+    return width, height
+
+
+@dataclass
+class _Report:
+    """Tells an edit's listener of each step, and heeds its wish to stop."""
+
+    painting: _Painting
+    steps: int
+    before: int = 0  # steps of the passes that are done
+    evaluations: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the edit's first pass, the one to record."""
+        return self.painting.index == self.painting.variation == self.before == 0
+
+    def tell(self, run: Any, progress: Any, steps: int) -> None:
+        """One evaluation more. Some methods take several for a step, or one that nobody asked for."""
+        self.evaluations += 1
+        painting, listener = self.painting, self.painting.job.options.progress
+        if listener is None:
+            return
+        done = self.before + math.ceil(self.evaluations * steps / run.num_timesteps)
+
+        def preview() -> Image.Image:
+            with torch.no_grad():
+                pixels = linear_colours(run.pipeline, progress.latents)
+            return run.pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
+
+        count, variations = len(painting.job.crops), painting.job.options.variations
+        update = Update(
+            done, self.steps, painting.index + 1, count, painting.variation + 1, variations, preview
+        )
+        if listener(update) is False:
+            raise Cancelled(f"The edit was cancelled at step {done} of {self.steps}; nothing was changed.")
+
+    def end(self, steps: int) -> None:
+        """A pass is over."""
+        self.before, self.evaluations = self.before + steps, 0
