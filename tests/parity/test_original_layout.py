@@ -171,7 +171,7 @@ def test_there_and_back(name: str, tiny_single_file: Callable[[str], tuple[Path,
     assert len(left) == expected[name.removesuffix("_inpaint").removesuffix("_refiner")]
 
 
-def test_a_controlnet_becomes_what_the_reference_makes_of_it(tmp_path: Path) -> None:
+def test_a_controlnet_becomes_what_the_reference_makes_of_it(tiny_sd: Path, tmp_path: Path) -> None:
     model = randomised(
         diffusers.ControlNetModel(
             block_out_channels=(8, 16, 16),
@@ -193,5 +193,8 @@ def test_a_controlnet_becomes_what_the_reference_makes_of_it(tmp_path: Path) -> 
         theirs = diffusers.ControlNetModel.from_single_file(str(path), config=str(tmp_path / "folder"))
         assert_same(ours.state_dict(), state)
         assert_same(ours.state_dict(), theirs.state_dict())
+    whole = WRITERS["tiny_sd"](tiny_sd) | {f"control_model.{key}": tensor for key, tensor in file.items()}
+    path = write(tmp_path / "whole.safetensors", whole)
+    assert_same(ControlNetModel.from_single_file(path, config=tmp_path / "folder").state_dict(), state)
     path = write(tmp_path / "ours.safetensors", state)
     assert_same(ControlNetModel.from_single_file(path, config=tmp_path / "folder").state_dict(), state)
