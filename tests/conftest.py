@@ -20,6 +20,7 @@ import torch
 # The stand-in first: it too sets what huggingface_hub reads once.
 pytest_plugins = [
     "hub_stand_in",
+    "guide",
     "tiny_checkpoints",
     "tiny_checkpoints_xl",
     "tiny_checkpoints_kandinsky",
