@@ -30,13 +30,19 @@ class Kind:
     folder: Path | None = None
 
     def settings_of(self, part: str) -> Settings:
-        """The config of one part."""
+        """The config of one part; a ControlNet, being a copy of the UNet's way down, has what that shares."""
+        if part == "controlnet" and part not in self.parts:
+            _, settings = self.parts["unet"]
+            return {key: value for key, value in settings.items() if key not in _OF_A_UNET_ALONE}
         if part not in self.parts:
             raise InputError(
                 f"{self.title} has no {part}. Its parts are {', '.join(self.parts)}. Pass config= with a "
                 f"folder that holds the settings."
             )
         return self.parts[part][1]
+
+
+_OF_A_UNET_ALONE = ("sample_size", "up_block_types")
 
 
 def _vae(sample_size: int, **settings: Any) -> tuple[str, Settings]:

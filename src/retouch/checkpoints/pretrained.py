@@ -152,6 +152,7 @@ class Pretrained:
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         use_safetensors: bool | None = None,
+        revision: str | None = None,
         **location: Any,
     ) -> Self:
         """The model in one file: alone, or as a part of an original checkpoint.
@@ -161,7 +162,7 @@ class Pretrained:
         """
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
-        file = SingleFile.open(name, use_safetensors=use_safetensors, **location)
+        file = SingleFile.open(name, use_safetensors=use_safetensors, revision=revision, **location)
         part = cls._part()
         if config is None:
             settings = file.settings_of(part)

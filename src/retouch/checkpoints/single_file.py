@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from retouch.checkpoints.config import read_config
 from retouch.checkpoints.contents import what_it_is
@@ -58,7 +59,6 @@ _KINDS_BY_SHAPE = {
     2048: {4: "sdxl", 9: "sdxl-inpainting"},
     1280: {4: "sdxl-refiner"},
 }
-_NOT_OF_A_CONTROLNET = ("sample_size", "up_block_types")
 _OTHER_WIDTHS = {5: "depth-guided", 7: "an upscaler", 8: "InstructPix2Pix"}
 
 
@@ -182,18 +182,15 @@ class SingleFile:
 
     def settings_of(self, part: str) -> dict[str, Any]:
         """The config of one model in the file."""
-        if part == "controlnet":
-            settings = KINDS[self._kind_of(part)].parts["unet"][1]
-            return {key: value for key, value in settings.items() if key not in _NOT_OF_A_CONTROLNET}
         if part == "vae" and self.prefix_of("unet") is None:
             warnings.warn(
                 f"{self.name} is a VAE alone, and nothing in it says of which checkpoints. It is taken as "
                 f"one of Stable Diffusion 1.x or 2.x. Pass config='sdxl' for one of XL, whose latents have "
                 f"another scale, or config='sd15' to be rid of this message.",
-                stacklevel=4,
+                stacklevel=3,
             )
-            return KINDS["sd15"].parts["vae"][1]
-        return KINDS[self.kind()].parts[part][1]
+            return KINDS["sd15"].settings_of(part)
+        return KINDS[self._kind_of(part) if part == "controlnet" else self.kind()].settings_of(part)
 
     def stated_schedule(self) -> dict[str, Any]:
         """Scheduler settings that the file itself names."""
@@ -312,7 +309,7 @@ def _fetched(text: str, *, is_path: bool, revision: str | None, **options: Any) 
 
     address = text.replace(constants.ENDPOINT, "https://huggingface.co", 1)
     if match := _ADDRESS.fullmatch(address.split("?")[0]):
-        repository, path, named = match["repository"], match["path"], match["revision"]
+        repository, named, path = (unquote(match[key]) for key in ("repository", "revision", "path"))
         if revision not in (None, named):
             raise InputError(
                 f"{text} names the revision {named!r}, and revision={revision!r} another. Pass one of them."

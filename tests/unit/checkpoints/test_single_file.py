@@ -54,14 +54,14 @@ def test_kinds_are_told_from_the_tensors(name: str, tmp_path: Path) -> None:
 def test_controlnets_are_told_from_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TensorFile, "read", lambda self, name: torch.zeros(()).expand(self.shapes[name]))
     for name in ("sd15", "sd2", "sdxl"):
-        settings = {
-            key: value for key, value in KINDS[name].settings_of("unet").items() if key != "sample_size"
-        }
+        settings = dict(KINDS[name].settings_of("unet"))
+        del settings["sample_size"]
         settings.pop("up_block_types", None)
         with torch.device("meta"):
             own = ControlNetModel.from_config(settings).state_dict()
         path = write_zeros(tmp_path / "net.safetensors", own)
         net = ControlNetModel.from_single_file(path)
+        assert net.config == ControlNetModel.from_single_file(path, config=name).config
         assert net.config == ControlNetModel.config_class.from_dict(settings)
         assert net.config.conditioning_embedding_out_channels == (16, 32, 96, 256)
 
@@ -327,7 +327,7 @@ def test_a_vae_alone_does_not_tell_its_family(tmp_path: Path) -> None:
     }
     path = write_zeros(tmp_path / "vae.safetensors", state)
     with pytest.warns(UserWarning, match=r"is a VAE alone.*Pass config='sdxl' for one of XL") as caught:
-        assert AutoencoderKL.from_pretrained(path).config.scaling_factor == 0.18215
+        assert AutoencoderKL.from_single_file(path).config.scaling_factor == 0.18215
     assert caught[0].filename == __file__
     assert AutoencoderKL.from_single_file(path, config="sd15").config.scaling_factor == 0.18215
     assert AutoencoderKL.from_single_file(path, config="sdxl").config.scaling_factor == 0.13025
