@@ -1,0 +1,153 @@
+"""`retouch mask`: make a mask for a photo from shapes, a colour, its transparency or the object in a box."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retouch.cli.files import check_targets, default_name, written
+from retouch.cli.options import OUTPUT, JsonFlag, OverwriteFlag, PhotoArgument, option
+from retouch.cli.say import answer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from retouch.images.holes import Hole
+    from retouch.images.photo import Photo
+
+MARK, EDGE = "What to mark (several add up)", "Its edge"
+
+_RED = (255, 40, 40)
+
+
+def mask(
+    photo: PhotoArgument,
+    *,
+    box: Annotated[
+        list[str] | None, option(MARK, metavar="L,T,R,B", help="Left, top, right, bottom in pixels.")
+    ] = None,
+    ellipse: Annotated[
+        list[str] | None, option(MARK, metavar="L,T,R,B", help="The ellipse that fills such a box.")
+    ] = None,
+    polygon: Annotated[
+        list[str] | None, option(MARK, metavar='"X,Y X,Y X,Y ..."', help="Three corners or more.")
+    ] = None,
+    color: Annotated[
+        list[str] | None,
+        option(MARK, metavar="COLOUR", help='Everything of a colour, such as "#30a0ff" or red.'),
+    ] = None,
+    tolerance: Annotated[
+        float, option(MARK, min=0, max=255, help="How far from --color in each channel, of 255.")
+    ] = 32,
+    alpha: Annotated[bool, option(MARK, "--alpha", help="What is transparent in the photo.")] = False,
+    grabcut: Annotated[
+        list[str] | None,
+        option(MARK, metavar="X,Y,W,H", help="The object in a box drawn loosely around it (GrabCut)."),
+    ] = None,
+    grow: Annotated[float, option(EDGE, help="Widen by so many pixels; narrow if negative.")] = 0,
+    feather: Annotated[float, option(EDGE, min=0, help="Fade out over so many pixels.")] = 0,
+    invert: Annotated[bool, option(EDGE, "--invert", help="Mark all the rest instead.")] = False,
+    output: Annotated[
+        Path | None, option(OUTPUT, "--output", "-o", metavar="OUT", show_default="PHOTO-mask.png, here")
+    ] = None,
+    preview: Annotated[
+        Path | None, option(OUTPUT, metavar="FILE", help="The photo with the mask in red over it.")
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Make a mask from shapes, a colour, or the object in a box."""
+    boxes = [_numbers(text, 4, "--box") for text in box or ()]
+    ellipses = [_numbers(text, 4, "--ellipse") for text in ellipse or ()]
+    objects = [_numbers(text, 4, "--grabcut") for text in grabcut or ()]
+    polygons = [[_numbers(pair, 2, "--polygon") for pair in text.split()] for text in polygon or ()]
+    if not (boxes or ellipses or objects or polygons or color or alpha):
+        raise typer.BadParameter(
+            "Nothing is marked. Give --box, --ellipse, --polygon, --color, --alpha or --grabcut."
+        )
+    target = output or default_name(photo, "mask")
+    targets = [target] if preview is None else [target, preview]
+    check_targets(targets, overwrite=overwrite)
+
+    from PIL import Image
+
+    from retouch.images import selection
+    from retouch.images.holes import read_hole
+    from retouch.images.photo import Photo, check_holds
+
+    for path in targets:
+        check_holds(path, "L" if path == target else "RGB")
+    opened = Photo.open(photo)
+    parts: list[Any] = [*boxes, *polygons]
+    parts += [selection.ellipse(each, opened.size) for each in ellipses]
+    if objects or color:
+        pixels = opened.rgb
+        parts += [selection.of_color(pixels, each, tolerance) for each in color or ()]
+        parts += [selection.object_in(pixels, each) for each in objects]
+    if alpha:
+        parts.append(selection.transparent(opened.image))
+    hole = read_hole(parts, opened.size, invert=invert, grow=grow)
+    values = _feathered(hole, feather)
+    with written(target) as temporary:
+        Image.fromarray(values).save(temporary)
+    if preview is not None:
+        with written(preview) as temporary:
+            _overlay(opened, values).save(temporary)
+    _tell(target, preview, opened.size, hole, as_json=json)
+
+
+def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(abs(number) < 1e6 for number in numbers):
+        raise typer.BadParameter(
+            f"{name} {text!r} is not {count} numbers with commas between, such as "
+            f"{','.join(map(str, (40, 30, 200, 160)[:count]))}."
+        )
+    return numbers
+
+
+def _feathered(hole: Hole, feather: float) -> np.ndarray:
+    """0 to 255; what is white stays white, and fades out around it."""
+    import numpy as np
+
+    from retouch.images.join import feathered
+
+    values = hole.values
+    if feather:
+        values = np.maximum(values, feathered(values >= 0.5, feather))
+    return np.rint(255 * values).astype(np.uint8)
+
+
+def _overlay(photo: Photo, values: np.ndarray) -> Image.Image:
+    from PIL import Image
+
+    share = Image.fromarray(values).point([round(0.55 * level) for level in range(256)])
+    return Image.composite(Image.new("RGB", photo.size, _RED), Image.fromarray(photo.rgb), share)
+
+
+def _tell(target: Path, preview: Path | None, size: tuple[int, int], hole: Hole, *, as_json: bool) -> None:
+    if as_json:
+        answer(
+            {
+                "output": str(target),
+                "preview": None if preview is None else str(preview),
+                "width": size[0],
+                "height": size[1],
+                "coverage": hole.coverage,
+                "box": list(hole.box),
+            }
+        )
+        return
+    left, top, right, bottom = hole.box
+    typer.echo(
+        f"{target}  {100 * hole.coverage:.2g} % of {size[0]}x{size[1]} is marked, within "
+        f"{left},{top},{right},{bottom}"
+    )
+    if preview is not None:
+        typer.echo(f"{preview}  the photo with the mask over it")

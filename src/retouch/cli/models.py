@@ -1,0 +1,212 @@
+"""`retouch models`: which checkpoints are in the cache, and fetching and removing them.
+
+The cache is huggingface_hub's own, shared with every program that uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retouch.cli.command import command, guarded
+from retouch.cli.options import JsonFlag, PickledFlag, short_names
+from retouch.cli.say import answer, complain, megabytes
+from retouch.editing.models import SHORT_NAMES, resolve, short_name
+from retouch.errors import InputError
+
+app = typer.Typer()
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A short name or a hub id like org/name.", autocompletion=short_names
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+@guarded
+def models(
+    context: typer.Context,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show what is cached for other programs, too.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """List, pull and remove checkpoints."""
+    if context.invoked_subcommand is not None:
+        return
+    folder, cached = _cached()
+    ours = [entry for entry in cached if entry["pipeline"] or entry["short_name"]]
+    others = [entry for entry in cached if entry not in ours]
+    known = {name: dataclasses.asdict(entry) for name, entry in SHORT_NAMES.items()}
+    if json:
+        shown = cached if everything else ours
+        answer({"cache": str(folder), "cached": shown, "short_names": known})
+        return
+    typer.echo(f"In the cache ({folder}):")
+    _print_cached(cached if everything else ours)
+    if others and not everything:
+        size = megabytes(sum(entry["bytes"] for entry in others))
+        typer.echo(f"  and {len(others)} repositories of other kinds, {size} (--all shows them)")
+    there = {entry["short_name"] for entry in cached}
+    rows = [
+        (name, f"{entry.size_gb:g} GB", entry.licence, entry.note)
+        for name, entry in SHORT_NAMES.items()
+        if name not in there
+    ]
+    if rows:
+        typer.echo("To pull:")
+        _print_table(("name", "size", "licence", "note"), rows)
+        typer.echo("Sizes are those of float32; `--variant fp16` has half, where a repository offers it.")
+
+
+@command(app)
+def pull(
+    name: Name,
+    *,
+    variant: Annotated[
+        str | None, typer.Option(help="The kind of weights, such as fp16; name it again to use them.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
+    pickled: PickledFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Fetch a checkpoint into the cache: just the files that it is loaded from."""
+    repository = str(resolve(name))
+    entry = SHORT_NAMES.get(name)
+    if entry is not None and not json:
+        complain(f"{name} is {repository}, {entry.size_gb:g} GB in float32. Its licence is {entry.licence}.")
+
+    from retouch.pipelines.auto import AutoPipelineForInpainting
+
+    location: dict[str, Any] = {"variant": variant, "revision": revision, "force_download": force}
+    if repository.endswith((".safetensors", ".ckpt")):
+        del location["variant"]
+    if pickled:
+        location["use_safetensors"] = False
+    places = AutoPipelineForInpainting.download(repository, **location)
+    size = sum(_size_of(place) for place in places)
+    if json:
+        answer({"repository": repository, "places": [str(place) for place in places], "bytes": size})
+        return
+    typer.echo(f"{repository} is there, {megabytes(size)}:")
+    for place in places:
+        typer.echo(f"  {place}")
+
+
+@command(app)
+def remove(
+    name: Name,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Remove a checkpoint from the cache, for all programs that share it."""
+    from huggingface_hub import scan_cache_dir
+
+    repository = str(resolve(name))
+    _, cached = _cached()
+    found = next((entry for entry in cached if entry["repository"] == repository), None)
+    if found is None:
+        there = ", ".join(entry["repository"] for entry in cached) or "nothing"
+        raise InputError(f"{repository} is not in the cache. There is {there}. Check `retouch models --all`.")
+    if not yes and not _is_confirmed(f"Remove {repository}, {megabytes(found['bytes'])}?", ask=not json):
+        complain("kept")
+        return
+    scan = scan_cache_dir()
+    commits = [
+        revision.commit_hash
+        for repo in scan.repos
+        if repo.repo_type == "model" and repo.repo_id == repository
+        for revision in repo.revisions
+    ]
+    plan = scan.delete_revisions(*commits)
+    plan.execute()
+    if json:
+        answer({"repository": repository, "freed_bytes": plan.expected_freed_size})
+    else:
+        typer.echo(f"{repository} is removed; {megabytes(plan.expected_freed_size)} freed")
+
+
+def _is_confirmed(question: str, *, ask: bool) -> bool:
+    try:
+        if ask:
+            return typer.confirm(question, err=True)
+    except typer.Abort:
+        pass
+    raise InputError(f"{question} Nobody is there to confirm it. Give --yes.") from None
+
+
+def _cached() -> tuple[Path, list[dict[str, Any]]]:
+    """The cache's folder, and the models in it, the largest first."""
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+
+    folder = Path(constants.HF_HUB_CACHE)
+    try:
+        repositories = scan_cache_dir(folder).repos
+    except CacheNotFound:
+        return folder, []
+    entries = [
+        {
+            "repository": repository.repo_id,
+            "short_name": short_name(repository.repo_id),
+            "bytes": repository.size_on_disk,
+            "pipeline": _pipeline_in(repository),
+            "last_used": repository.last_accessed,
+            "path": str(repository.repo_path),
+        }
+        for repository in repositories
+        if repository.repo_type == "model"
+    ]
+    return folder, sorted(entries, key=lambda entry: -entry["bytes"])
+
+
+def _pipeline_in(repository: Any) -> str | None:
+    """The pipeline class that a cached repository names, if it is a checkpoint."""
+    from retouch.cli.recognition import json_in
+
+    for revision in sorted(repository.revisions, key=lambda revision: -revision.last_modified):
+        name = json_in(revision.snapshot_path / "model_index.json").get("_class_name")
+        if name:
+            return str(name)
+    return None
+
+
+def _print_cached(entries: list[dict[str, Any]]) -> None:
+    from datetime import datetime
+
+    if not entries:
+        typer.echo("  nothing yet")
+        return
+    rows = [
+        (
+            entry["short_name"] or entry["repository"],
+            megabytes(entry["bytes"]),
+            entry["pipeline"] or "-",
+            f"{datetime.fromtimestamp(entry['last_used']):%Y-%m-%d}",
+            entry["repository"] if entry["short_name"] else "",
+        )
+        for entry in entries
+    ]
+    _print_table(("name", "size", "pipeline", "last used", "repository"), rows)
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Aligned columns, not cut to the terminal's width: they are for `grep`, too."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(("  " + "  ".join(cells)).rstrip())
+
+
+def _size_of(place: Path) -> int:
+    from retouch.cli.recognition import bytes_in
+
+    return place.stat().st_size if place.is_file() else bytes_in(place)

@@ -1,0 +1,237 @@
+"""The options that several commands share, in groups, and how they become keywords of the library.
+
+An option that is not given is not passed on: the verbs have defaults of their own, some differing by verb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from retouch.editing.models import SHORT_NAMES
+
+PAINTING, MASK, HOLE, MODEL, OUTPUT = (
+    "What is painted",
+    "How the mask is read",
+    "The hole and what is around it",
+    "Model",
+    "Output",
+)
+
+# What is the same word here and in the library is not listed.
+KEYWORDS = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+
+PhotoArgument = Annotated[str, typer.Argument(metavar="PHOTO", help="A picture file or its URL.")]
+MaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MASK",
+        help="White is repainted: a picture file or its URL; or a box as left,top,right,bottom.",
+    ),
+]
+
+MaskMode = Literal["auto", "luma", "alpha"]
+Join = Literal["plain", "match", "poisson"]
+Fill = Literal["original", "blur", "telea", "ns", "noise", "color"]
+
+
+def option(panel: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+JsonFlag = Annotated[bool, option(OUTPUT, "--json", help="Print one JSON object instead of text.")]
+OverwriteFlag = Annotated[
+    bool, option(OUTPUT, "--overwrite/--no-overwrite", help="Whether a file that is there may be replaced.")
+]
+OpenFlag = Annotated[bool, option(OUTPUT, "--open", help="Open the result in the picture viewer.")]
+PickledFlag = Annotated[
+    bool, option(MODEL, "--pickled", help="Read pickled weights (.ckpt) too; tensors only, no code is run.")
+]
+
+
+def short_names(incomplete: str) -> list[tuple[str, str]]:
+    """What completion offers for a model."""
+    return [(name, entry.note) for name, entry in SHORT_NAMES.items() if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How the model paints."""
+
+    negative: Annotated[
+        str | None, option(PAINTING, "--negative", "-n", help="What should not be in the picture.")
+    ] = None
+    steps: Annotated[int | None, option(PAINTING, min=1, help="Steps that run.", show_default="30")] = None
+    strength: Annotated[
+        float | None,
+        option(PAINTING, help="Below 1 starts from what is in the hole.", show_default="1"),
+    ] = None
+    guidance: Annotated[
+        float | None, option(PAINTING, help="How closely the prompt is followed.", show_default="7.5")
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        option(
+            PAINTING,
+            help='As people call them: "euler a", "dpm++ 2m karras", "ddim", "lcm"...',
+            show_default="the checkpoint's own",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        option(
+            PAINTING, help="The same seed, the same picture; variation i has seed + i.", show_default="random"
+        ),
+    ] = None
+    variations: Annotated[
+        int | None, option(PAINTING, min=1, help="How many pictures.", show_default="1")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a mask is read."""
+
+    mask_mode: Annotated[
+        MaskMode | None,
+        option(MASK, help="What of a mask with transparency counts.", show_default="auto"),
+    ] = None
+    invert: Annotated[bool, option(MASK, "--invert", help="The mask marks what to keep.")] = False
+    fit_mask: Annotated[
+        bool, option(MASK, "--fit-mask", help="Stretch a mask of another size over the photo.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What is repainted, and what of the photo the model sees."""
+
+    grow: Annotated[
+        float | None,
+        option(HOLE, help="Widen the hole by so many pixels.", show_default="0, erase 8"),
+    ] = None
+    feather: Annotated[
+        float | None,
+        option(HOLE, help="Pixels over which old and new mix.", show_default="a fiftieth of the crop"),
+    ] = None
+    context: Annotated[
+        str | None,
+        option(
+            HOLE,
+            help="Surroundings that the model sees: pixels, or per cent of the hole.",
+            show_default="50%, outpaint 100%",
+        ),
+    ] = None
+    size: Annotated[
+        int | None,
+        option(HOLE, help="Side that a crop is painted at.", show_default="what the checkpoint likes"),
+    ] = None
+    fill: Annotated[
+        Fill | None,
+        option(
+            HOLE,
+            help="What is put into the hole beforehand.",
+            show_default="original, erase telea, outpaint blur",
+        ),
+    ] = None
+    join: Annotated[
+        Join | None,
+        option(HOLE, help="How the result is joined to the photo.", show_default="match"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which checkpoint, and where it runs."""
+
+    model: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "--model",
+            "-m",
+            envvar="RETOUCH_MODEL",
+            help="A short name (see `retouch models`), a folder, a file of weights, or a hub id.",
+            autocompletion=short_names,
+        ),
+    ] = None
+    variant: Annotated[
+        str | None, option(MODEL, help="The kind of weights where a checkpoint has several, such as fp16.")
+    ] = None
+    device: Annotated[
+        str | None, option(MODEL, help="Such as cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None
+    dtype: Annotated[
+        str | None,
+        option(MODEL, help="float32, bfloat16 or float16.", show_default="what the device computes fastest"),
+    ] = None
+    pickled: PickledFlag = False
+
+    def loading(self) -> dict[str, Any]:
+        """The keywords of `retouch.load`."""
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if self.variant is not None:
+            options["variant"] = self.variant
+        return options | ({"use_safetensors": False} if self.pickled else {})
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is said of them."""
+
+    output: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The result. Of several variations: OUT-1, OUT-2...",
+            show_default="PHOTO-<command>.png, here",
+        ),
+    ] = None
+    overwrite: OverwriteFlag = False
+    quality: Annotated[
+        int | None,
+        option(OUTPUT, min=1, max=100, help="Of JPEG, WebP and AVIF.", show_default="95"),
+    ] = None
+    gif: Annotated[
+        Path | None, option(OUTPUT, metavar="FILE", help="The process as an animated GIF (or .webp).")
+    ] = None
+    preview: Annotated[
+        bool,
+        option(OUTPUT, "--preview/--no-preview", help="Show the picture in terminals that can."),
+    ] = True
+    open: OpenFlag = False
+    json: JsonFlag = False
+
+
+def given(*groups: Any) -> dict[str, Any]:
+    """The options that were given, as keywords of the verbs."""
+    keywords = {}
+    for group in groups:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if value != field.default:
+                keywords[KEYWORDS.get(field.name, field.name)] = value
+    if "context" in keywords:
+        keywords["context"] = as_context(keywords["context"])
+    return keywords
+
+
+def as_context(text: str) -> str | float:
+    """Pixels as a number; per cent, and what is neither, as it stands for the library to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def flag_of(keyword: str) -> str:
+    """How a keyword of the verbs is spelled as an option."""
+    names = {value: key for key, value in KEYWORDS.items()}
+    return "--" + names.get(keyword, keyword).replace("_", "-")

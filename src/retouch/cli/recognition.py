@@ -1,0 +1,274 @@
+"""What a file or folder is: a picture of ours with its settings, or a checkpoint and of which family.
+
+For people to read. Nothing is loaded, and nothing is asked of the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retouch.cli.options import flag_of
+from retouch.errors import CheckpointError, InputError
+
+Facts = dict[str, Any]
+
+# By the width of the text that a UNet reads.
+_FAMILIES = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+    1280: "Stable Diffusion XL refiner",
+}
+_PIPELINES = {
+    "StableDiffusionXL": "Stable Diffusion XL",
+    "StableDiffusion": "Stable Diffusion",
+    "Kandinsky": "Kandinsky",
+}
+# Endings that a path has and no repository's name.
+_NO_REPOSITORY = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".safetensors", ".ckpt", ".pt")
+_DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down|lora_linear_layer\.down)\.weight$")
+
+
+def recognised(name: str, *, pickled: bool = False) -> Facts:
+    """The facts of a file, a folder, or what is cached under a short name or hub id."""
+    from retouch.checkpoints.single_file import names_single_file
+    from retouch.editing.models import SHORT_NAMES
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return of_weights(path, pickled=pickled) if names_single_file(path) else of_picture(path)
+    if path.is_dir():
+        return of_folder(path)
+    entry = SHORT_NAMES.get(name)
+    if entry is not None:
+        size = f"{entry.size_gb:g} GB in float32"
+        about = {"short_name": name, "licence": entry.licence, "size": size, "note": entry.note}
+        return of_cached(entry.repository, name) | about
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix.lower() not in _NO_REPOSITORY:
+        return of_cached(name)
+    raise InputError(
+        f"{name!r} is no file or folder here, no short name, and no hub id like 'org/name'. Accepted are "
+        f"pictures, files of weights, folders of checkpoints, hub ids, and {', '.join(SHORT_NAMES)}. Check "
+        f"the spelling and the working folder."
+    )
+
+
+def of_picture(path: Path) -> Facts:
+    """A picture's size and, if it is one of ours, how it was made; only its head is read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            facts: Facts = {
+                "kind": "picture",
+                "what": "a picture",
+                "path": str(path),
+                "format": picture.format,
+                "width": picture.width,
+                "height": picture.height,
+                "mode": picture.mode,
+            }
+            text = dict(getattr(picture, "text", {}))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} is neither a picture that can be read ({error}) nor a file of weights. Accepted are "
+            f"pictures, .safetensors files, folders of checkpoints, short names and hub ids."
+        ) from error
+    settings = _settings_in(text)
+    if settings is not None:
+        facts |= {"what": "a picture made by retouch", "settings": settings}
+        facts["command"] = command_for(settings)
+    elif "parameters" in text:
+        facts |= {"what": "a picture made by another program that writes its settings"}
+        facts["parameters"] = text["parameters"]
+    return facts
+
+
+def _settings_in(text: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        settings = json.loads(text.get("retouch", "null"))
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) and "verb" in settings else None
+
+
+def command_for(settings: Mapping[str, Any]) -> str:
+    """The command line that would make a picture with these settings again."""
+    verb = str(settings.get("verb"))
+    words = ["retouch", verb, str(settings.get("photo", "PHOTO"))]
+    if verb != "outpaint":
+        words.append(str(settings.get("mask", "MASK")))
+    if verb != "erase" and settings.get("prompt"):
+        words.append(str(settings["prompt"]))
+    margins = settings.get("margins")
+    if isinstance(margins, list):
+        for side, margin in zip(("left", "top", "right", "bottom"), margins, strict=False):
+            words += [f"--{side}", str(margin)] if margin else []
+    # One picture is made again, by its own seed.
+    left_out = {"verb", "version", "photo", "mask", "prompt", "margins", "variations"}
+    if verb == "outpaint":  # no mask, and nothing to say of how it is read
+        left_out |= {"mask_mode", "invert", "fit_mask"}
+    for key, value in settings.items():
+        if key in left_out or value is None or value is False:
+            continue
+        words.append(flag_of(str(key)))
+        if value is not True:
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)
+
+
+def of_weights(path: Path, *, pickled: bool = False) -> Facts:
+    """One file of tensors, told from their names and shapes."""
+    from retouch.checkpoints.contents import what_it_is
+    from retouch.checkpoints.original_kinds import KINDS
+    from retouch.checkpoints.original_layout import PLACES
+    from retouch.checkpoints.single_file import SingleFile
+
+    file = SingleFile.open(path, use_safetensors=False if pickled else None)
+    noun, advice = what_it_is(file.shapes)
+    facts: Facts = {
+        "kind": "weights",
+        "what": noun,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "tensors": len(file.shapes),
+        **_dtype_in(path),
+    }
+    width = _text_width(file.shapes)
+    family = _FAMILIES.get(width or 0)
+    parts = [part for part in PLACES if file.prefix_of(part) is not None]
+    if "unet" in parts and len(parts) > 1:
+        kind = KINDS[file.kind()]
+        facts |= {"kind": "checkpoint", "what": f"a checkpoint of {kind.title}, in one file", "parts": parts}
+        facts["use"] = f'retouch inpaint PHOTO MASK "PROMPT" --model {shlex.quote(str(path))}'
+        return facts
+    if noun == "a LoRA":
+        downs = [shape for key, shape in file.shapes.items() if _DOWN.search(key)]
+        facts |= {"kind": "lora", "layers": len(downs), "rank": max((shape[0] for shape in downs), default=0)}
+    elif noun == "a ControlNet":
+        facts["kind"] = "controlnet"
+    elif noun.startswith("a textual inversion"):
+        facts["kind"] = "embedding"
+    if family is not None:
+        facts["what"] = f"{noun} for {family}"
+    facts["use"] = advice
+    return facts
+
+
+def _dtype_in(path: Path) -> Facts:
+    """The dtype of a safetensors file's largest tensor, from its header."""
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return {}
+    with path.open("rb") as file:  # read as a whole before: this header is sound
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    entries = [entry for key, entry in header.items() if key != "__metadata__"]
+    largest = max(entries, key=lambda entry: math.prod(entry["shape"]), default=None)
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    return {"dtype": names.get(largest["dtype"], largest["dtype"])} if largest else {}
+
+
+def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The width of the text that a UNet, a ControlNet or a LoRA for one reads."""
+    readers = [(key, shape) for key, shape in shapes.items() if re.search(r"attn2[._]to_[kv]", key)]
+    for key, shape in readers:
+        if key.endswith("attn2.to_k.weight") or _DOWN.search(key):
+            return shape[1]
+    return None
+
+
+def of_folder(folder: Path) -> Facts:
+    """A checkpoint in the Hugging Face layout, or one model of it."""
+    from retouch.checkpoints.locate import INDEX_NAME, Checkpoint
+
+    if (folder / INDEX_NAME).is_file():
+        return _of_pipeline(folder, Checkpoint.open(folder).index(), str(folder))
+    facts: Facts = {"kind": "model", "path": str(folder), "bytes": bytes_in(folder)}
+    config = json_in(folder / "config.json")
+    if config.get("_class_name"):
+        name = str(config["_class_name"])
+        family = _FAMILIES.get(config.get("cross_attention_dim") or 0)
+        facts["what"] = f"a {name}" + (f" for {family}" if family else "") + ", one part of a checkpoint"
+        facts["use"] = f"retouch.{name}.from_pretrained({str(folder)!r})"
+        return facts
+    lone = sorted(folder.glob("*.safetensors"))
+    if len(lone) == 1:  # a LoRA or an embedding as its training left it
+        return of_weights(lone[0])
+    raise CheckpointError(
+        f"{folder} holds no {INDEX_NAME} and no config.json of a model. A folder that a pipeline or a model "
+        f"was saved to is expected. Check the path; folders in it may be what you mean."
+    )
+
+
+def of_cached(repository: str, name: str | None = None) -> Facts:
+    """What of a repository is in the cache; `name` is what it is called by."""
+    from retouch.checkpoints.locate import Checkpoint
+    from retouch.errors import OfflineError
+
+    try:
+        checkpoint = Checkpoint.open(repository, local_files_only=True)
+        index = checkpoint.index()
+    except OfflineError:
+        return {
+            "kind": "checkpoint",
+            "what": "a repository of the hub that is not in the cache",
+            "repository": repository,
+            "use": f"retouch models pull {name or repository}",
+        }
+    folder = checkpoint.fetch([], weights=False)
+    return _of_pipeline(folder, index, name or repository) | {"repository": repository}
+
+
+def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str) -> Facts:
+    unet = json_in(folder / "unet" / "config.json")
+    pipeline = str(index.get("_class_name"))
+    family = _FAMILIES.get(unet.get("cross_attention_dim") or 0) if "Kandinsky" not in pipeline else None
+    family = family or next((title for start, title in _PIPELINES.items() if pipeline.startswith(start)), "")
+    facts: Facts = {
+        "kind": "checkpoint",
+        "what": f"a checkpoint of {family}" if family else f"a {pipeline}, which is not supported",
+        "path": str(folder),
+        "bytes": bytes_in(folder),
+        "pipeline": pipeline,
+    }
+    channels = unet.get("in_channels")
+    if channels:
+        facts["what"] += ", made for inpainting" if channels == 9 else ", regular"
+        facts["input_channels"] = channels
+        facts["works_at"] = _side(folder, unet)
+    facts["parts"] = [part for part, entry in index.items() if isinstance(entry, list) and entry[1]]
+    facts["variants"] = _variants(folder)
+    facts["use"] = f'retouch inpaint PHOTO MASK "PROMPT" --model {shlex.quote(name)}'
+    return facts
+
+
+def _side(folder: Path, unet: Mapping[str, Any]) -> int | None:
+    side = unet.get("sample_size")
+    blocks = json_in(folder / "vae" / "config.json").get("block_out_channels") or [0] * 4
+    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) else None
+
+
+def _variants(folder: Path) -> list[str]:
+    """The kinds of weights of the UNet that are there; "" is the plain one."""
+    from retouch.checkpoints.tensors import find_weights
+
+    names = os.listdir(folder / "unet") if (folder / "unet").is_dir() else []
+    return sorted({files.variant or "plain" for files in find_weights(names)})
+
+
+def json_in(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,227 @@
+"""`retouch inpaint`, `erase` and `outpaint`: an edit from files to files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retouch.cli.files import (
+    check_animation_name,
+    check_targets,
+    default_name,
+    series,
+    written,
+)
+from retouch.cli.options import (
+    Hole,
+    MaskArgument,
+    Model,
+    Output,
+    Painting,
+    PhotoArgument,
+    Reading,
+    given,
+    option,
+)
+from retouch.cli.say import answer, megabytes
+
+if TYPE_CHECKING:
+    from retouch.editing.editor import Editor
+    from retouch.editing.result import Edit
+
+Verb = Callable[["Editor", Any, Any, dict[str, Any]], "Edit"]
+
+CANVAS = "The larger canvas"
+
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What is to be there.")]
+Left = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the left.")]
+Right = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the right.")]
+Top = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the top.")]
+Bottom = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the bottom.")]
+Aspect = Annotated[
+    str | None, option(CANVAS, metavar="W:H", help='Widen or heighten to an aspect such as "16:9".')
+]
+
+
+def inpaint(
+    photo: PhotoArgument,
+    mask: MaskArgument,
+    prompt: PromptArgument = "",
+    *,
+    painting: Painting,
+    reading: Reading,
+    hole: Hole,
+    model: Model,
+    output: Output,
+) -> None:
+    """Paint what a prompt says into the hole of a photo."""
+
+    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+        return editor.inpaint(picture, where, prompt, **options)
+
+    run("inpaint", photo, mask, paint, given(painting, reading, hole), model, output)
+
+
+def erase(
+    photo: PhotoArgument,
+    mask: MaskArgument,
+    *,
+    painting: Painting,
+    reading: Reading,
+    hole: Hole,
+    model: Model,
+    output: Output,
+) -> None:
+    """Take away what is under the mask."""
+
+    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+        return editor.erase(picture, where, **options)
+
+    run("erase", photo, mask, paint, given(painting, reading, hole), model, output)
+
+
+def outpaint(
+    photo: PhotoArgument,
+    prompt: PromptArgument = "",
+    *,
+    left: Left = 0,
+    right: Right = 0,
+    top: Top = 0,
+    bottom: Bottom = 0,
+    aspect: Aspect = None,
+    painting: Painting,
+    hole: Hole,
+    model: Model,
+    output: Output,
+) -> None:
+    """Continue a photo beyond its edges."""
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    if any(margins.values()) == (aspect is not None):
+        raise typer.BadParameter("Give either --left, --right, --top, --bottom (some of them), or --aspect.")
+
+    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+        return editor.outpaint(picture, prompt, **margins, aspect=aspect, **options)
+
+    run("outpaint", photo, None, paint, given(painting, hole), model, output)
+
+
+def as_mask(text: str) -> str | tuple[float, ...]:
+    """A box where four numbers are written, else the path or URL that it is."""
+    number = r"\s*-?\d+(?:\.\d+)?\s*"
+    if re.fullmatch(rf"{number}(?:,{number}){{3}}", text):
+        return tuple(float(part) for part in text.split(","))
+    return text
+
+
+def run(
+    verb: str,
+    photo: str,
+    mask: str | None,
+    paint: Verb,
+    options: dict[str, Any],
+    model: Model,
+    output: Output,
+) -> None:
+    """Check, load, paint, save, tell: in this order, so that a slip costs no time."""
+    targets = series(output.output or default_name(photo, verb), options.get("variations", 1))
+    check_targets([*targets, *([output.gif] if output.gif else [])], overwrite=output.overwrite)
+    check_animation_name(output.gif)
+    picture, where = _inputs(photo, mask, options, model, targets)
+
+    import retouch
+    from retouch.cli.progress import StepBar
+
+    start = time.perf_counter()
+    editor = retouch.load(model.model, progress=False, **model.loading())
+    loaded = time.perf_counter() - start
+    recording = retouch.Recording() if output.gif else None
+    with StepBar(preview=output.preview) as bar:
+        edit = paint(editor, picture, where, {**options, "progress": bar.update, "record": recording})
+        bar.finish(edit.image, edit.crop)
+    named = {"photo": Path(photo).name}
+    if mask is not None:
+        named["mask"] = mask if isinstance(as_mask(mask), tuple) else Path(mask).name
+    edit = dataclasses.replace(
+        edit, settings={**edit.settings, **named}, timings={"load": loaded, **edit.timings}
+    )
+    paths = [
+        edit.photo.save(edit.images[index], path, text=edit.text(index), quality=output.quality)
+        for index, path in enumerate(targets)
+    ]
+    if output.gif:
+        _save_animation(recording, output.gif)
+    _tell(edit, paths, output)
+    if output.open:
+        typer.launch(str(paths[0]))
+
+
+def _inputs(
+    photo: str, mask: str | None, options: dict[str, Any], model: Model, targets: list[Path]
+) -> tuple[Any, Any]:
+    """The photo and the mask, read and checked with all else that can be before a model is loaded."""
+    from retouch.editing.models import resolve
+    from retouch.editing.options import Options
+    from retouch.editing.settings import scheduler_named
+    from retouch.images.files import load_image
+    from retouch.images.holes import read_hole
+    from retouch.images.photo import Photo, check_holds
+    from retouch.schedulers import DDIMScheduler
+
+    Options.of(**options)
+    if "scheduler" in options:
+        scheduler_named(options["scheduler"], DDIMScheduler())
+    resolve(model.model)
+    picture = Photo.open(photo)
+    for target in targets:
+        check_holds(target, picture.image.mode)
+    if mask is None:
+        return picture, None
+    where: Any = as_mask(mask)
+    if isinstance(where, str):
+        where = load_image(where, lambda opened: opened)
+    reading = ("mask_mode", "invert", "grow", "fit_mask")
+    read_hole(where, picture.size, **{name: options[name] for name in reading if name in options})
+    return picture, where
+
+
+def _save_animation(recording: Any, target: Path) -> None:
+    """The first run of a recording: further crops and variations are other pictures, of other sizes."""
+    frames = recording.frames
+    end = next((i for i in range(1, len(frames)) if frames[i].step <= frames[i - 1].step), len(frames))
+    recording = dataclasses.replace(recording, frames=frames[:end])
+    with written(target) as temporary:
+        (recording.save_gif if target.suffix.lower() == ".gif" else recording.save_webp)(temporary)
+
+
+def _tell(edit: Edit, paths: list[Path], output: Output) -> None:
+    """What came of it, for people or for programs."""
+    if output.json:
+        answer(
+            {
+                "outputs": [str(path) for path in paths],
+                "gif": None if output.gif is None else str(output.gif),
+                "width": edit.image.width,
+                "height": edit.image.height,
+                "mode": edit.image.mode,
+                "seeds": list(edit.seeds),
+                "seams": list(edit.seams),
+                "coverage": edit.coverage,
+                "crops": [list(crop.box) for crop in edit.crops],
+                "timings": dict(edit.timings),
+                "settings": dict(edit.settings),
+            }
+        )
+        return
+    for path, seed, seam in zip(paths, edit.seeds, edit.seams, strict=True):
+        typer.echo(f"{path}  {megabytes(path.stat().st_size)}, seed {seed}, seam {seam:.2f}")
+    if output.gif:
+        typer.echo(f"{output.gif}  {megabytes(output.gif.stat().st_size)}")
+    parts = "1 crop" if len(edit.crops) == 1 else f"{len(edit.crops)} crops"
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in edit.timings.items())
+    typer.echo(f"{100 * edit.coverage:.2g} % of the photo repainted in {parts} ({seconds})")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from retouch.cli.command import command, in_words_of_the_command_line
+from retouch.errors import InputError
+
+Flag = Annotated[bool, typer.Option("--json")]
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Annotated[int, typer.Option(min=1)] = 3
+    json: Flag = False
+
+
+def invoke(function: Any, *arguments: str) -> Any:
+    app = typer.Typer()
+    command(app)(function)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_group_of_options_arrives_as_its_dataclass() -> None:
+    seen = []
+
+    def paint(name: str, *, size: Size, times: int = 1) -> None:
+        """Paint."""
+        seen.append((name, size, times))
+
+    assert invoke(paint, "a", "--width", "7", "--times", "2").exit_code == 0
+    assert invoke(paint, "b").exit_code == 0
+    assert seen == [("a", Size(7), 2), ("b", Size(3), 1)]
+    assert invoke(paint, "a", "--width", "0").exit_code == 2
+    assert "Paint." in invoke(paint, "--help").output
+
+
+def test_our_errors_are_one_line_and_exit_1() -> None:
+    def fail(*, size: Size) -> None:
+        raise InputError("mask is\nwrong \x1b[31m. Use fit_mask=True.")
+
+    result = invoke(fail)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: mask is wrong [31m. Use --fit-mask.\n"
+
+
+def test_with_json_the_error_is_an_object_on_stdout_too() -> None:
+    def fail(*, size: Size) -> None:
+        raise InputError("no")
+
+    result = invoke(fail, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"error": {"kind": "InputError", "message": "no"}}
+
+
+def test_what_is_not_foreseen_says_so_and_debug_shows_where() -> None:
+    def fail(*, json: Flag = False) -> None:
+        raise KeyError("x")
+
+    result = invoke(fail)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "KeyError" in result.stderr and "--debug" in result.stderr
+    result = invoke(fail, "--debug")
+    assert result.exit_code == 1 and "Traceback" in result.stderr and 'KeyError("x")' in result.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError("4 GB"), RuntimeError("CUDA out of memory. Tried 2 GiB")])
+def test_out_of_memory_says_what_takes_less(error: Exception) -> None:
+    import torch  # noqa: F401  an error of torch's can only come where it is imported
+
+    def fail() -> None:
+        raise error
+
+    result = invoke(fail)
+    assert result.exit_code == 1 and "Memory ran out" in result.stderr and "--size" in result.stderr
+
+
+def test_ctrl_c_exits_130() -> None:
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    result = invoke(wait)
+    assert (result.exit_code, result.stdout) == (130, "") and result.stderr.startswith("stopped")
+
+
+def test_typers_own_errors_and_exits_pass() -> None:
+    def fail(kind: str) -> None:
+        raise {"usage": typer.BadParameter("bad"), "exit": typer.Exit(7), "abort": typer.Abort()}[kind]
+
+    assert invoke(fail, "usage").exit_code == 2
+    assert invoke(fail, "exit").exit_code == 7
+    assert invoke(fail, "abort").exit_code == 1
+
+
+def test_warnings_for_people_are_one_line_each_and_once() -> None:
+    def warn() -> None:
+        for _ in range(2):
+            warnings.warn("a mask\n is odd; give invert=True", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    result = invoke(warn)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "warning: a mask is odd; give --invert\n"
+    assert "test_command.py" in invoke(warn, "--debug").stderr
+
+
+def test_warnings_are_as_before_afterwards() -> None:
+    before = warnings.showwarning, list(warnings.filters)
+    invoke(lambda: None)
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Give fit_mask=True to stretch it.", "Give --fit-mask to stretch it."),
+        ("Say mask_mode='luma' or mask_mode=\"alpha\".", "Say --mask-mode 'luma' or --mask-mode \"alpha\"."),
+        ("seed=-1 is out of range", "--seed -1 is out of range"),
+        ("context='50 percent' is odd", "--context '50 percent' is odd"),
+        ("Pass one as model=, or not", "Pass one as --model, or not"),
+        ("strength=1.5 is outside", "--strength 1.5 is outside"),
+        ("Give negative_prompt=... or guidance_scale=1.", "Give --negative... or --guidance 1."),
+        ("pass use_safetensors=False to", "pass --pickled to"),
+        (
+            "padding_mask_crop=32 and working_size=8 are others",
+            "padding_mask_crop=32 and working_size=8 are others",
+        ),
+        ("a size of 5 = 5", "a size of 5 = 5"),
+    ],
+)
+def test_keywords_become_options(message: str, said: str) -> None:
+    assert in_words_of_the_command_line(message) == said
+
+
+def test_the_translation_knows_every_option_of_the_verbs() -> None:
+    import dataclasses
+
+    from retouch.cli.options import flag_of
+    from retouch.editing.options import Options
+
+    for field in dataclasses.fields(Options):
+        if field.name not in ("prompt", "record", "progress"):
+            assert in_words_of_the_command_line(f"{field.name}=") == flag_of(field.name)
