@@ -25,7 +25,10 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
         OfflineError as OfflineError,
         RetouchError as RetouchError,
     )
-    from retouch.images.processor import VaeImageProcessor as VaeImageProcessor
+    from retouch.images.processor import (
+        IPAdapterMaskProcessor as IPAdapterMaskProcessor,
+        VaeImageProcessor as VaeImageProcessor,
+    )
     from retouch.images.seam import seam_score as seam_score
     from retouch.models.autoencoder import AutoencoderKL as AutoencoderKL
     from retouch.models.controlnet import (
@@ -108,7 +111,7 @@ _HOMES = {
         "OfflineError",
         "RetouchError",
     ),
-    "retouch.images.processor": ("VaeImageProcessor",),
+    "retouch.images.processor": ("IPAdapterMaskProcessor", "VaeImageProcessor"),
     "retouch.models.autoencoder": ("AutoencoderKL",),
     "retouch.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "retouch.models.movq": ("VQModel",),

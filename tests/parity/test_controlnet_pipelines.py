@@ -209,7 +209,7 @@ def test_different_pictures_in_a_batch(made: Any) -> None:
 
 
 # Arguments of the reference's that no pipeline here has.
-_NOT_HERE = {"self", "kwargs", "ip_adapter_image", "ip_adapter_image_embeds"}
+_NOT_HERE = {"self", "kwargs"}
 
 
 @pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])

@@ -47,7 +47,7 @@ def test_the_arguments_are_the_references_in_its_order(task: str) -> None:
         for library in (retouch, diffusers)
     )
     assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
-    absent = {"ip_adapter_image", "ip_adapter_image_embeds", "kwargs"}
+    absent = {"kwargs"}
     absent |= {"latents"} if task == "image2image" else set()  # where it is without effect
     assert theirs.keys() - ours.keys() <= absent | {"cross_attention_kwargs"}
 

@@ -328,3 +328,25 @@ class VaeImageProcessor:
     def pt_to_numpy(images: Tensor) -> np.ndarray:
         """(batch, channels, height, width) to (batch, height, width, channels) in float32."""
         return images.detach().cpu().permute(0, 2, 3, 1).float().numpy()
+
+
+class IPAdapterMaskProcessor(VaeImageProcessor):
+    """Masks of where the images of an IP-Adapter count: hard, 1 = here, (masks, 1, height, width)."""
+
+    def __init__(
+        self,
+        do_resize: bool = True,
+        vae_scale_factor: int = 8,
+        resample: str = "lanczos",
+        do_normalize: bool = False,
+        do_binarize: bool = True,
+        do_convert_grayscale: bool = True,
+    ):
+        super().__init__(
+            do_resize=do_resize,
+            vae_scale_factor=vae_scale_factor,
+            resample=resample,
+            do_normalize=do_normalize,
+            do_binarize=do_binarize,
+            do_convert_grayscale=do_convert_grayscale,
+        )

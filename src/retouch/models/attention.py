@@ -53,12 +53,16 @@ class Attention(nn.Module):
 
     def attend(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
         """The result of queries, keys and values, each (batch, tokens, heads * dim_head)."""
+        return self.to_out(self.attended(*projected, mask=mask))
+
+    def attended(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The values that the queries find, before the last layer."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, dim_head)
             for part in projected
         )
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.to_out(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
 
 class SpatialAttention(Attention):

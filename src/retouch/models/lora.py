@@ -122,7 +122,9 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(layer.weight.shape)
         for name, layer in model.named_modules()
-        if type(layer) in known and getattr(layer, "groups", 1) == 1
+        if type(layer) in known
+        and getattr(layer, "groups", 1) == 1
+        and isinstance(layer.weight, nn.Parameter)  # an IP-Adapter's layers are not the model's own
     }
 
 

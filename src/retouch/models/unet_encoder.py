@@ -180,15 +180,21 @@ class UNetEncoder(nn.Module):
         )
         self.mid_block = MID_BLOCKS[config.mid_block_type](coarsest) if config.mid_block_type else None
 
-    def context(self, text: Tensor | None, added_cond_kwargs: Mapping[str, Tensor] | None = None) -> Tensor:
-        """What the blocks attend to: the text's states, or tokens of an image embedding."""
-        if self.encoder_hid_proj is not None:
+    def context(self, text: Tensor | None, added_cond_kwargs: Mapping[str, Any] | None = None) -> Any:
+        """What the blocks attend to: the text's states, tokens of an image embedding, or both.
+
+        Both are an IP-Adapter's doing, which puts `encoder_hid_proj` and what understands it into the model.
+        """
+        if isinstance(self.encoder_hid_proj, ImageProjection):
             return self.encoder_hid_proj(*_added(added_cond_kwargs, "image_embeds"))
         if text is None:
             raise InputError(
                 "encoder_hidden_states was not given, but this model attends to the text's states. Pass what "
                 "the text encoder returns."
             )
+        if self.encoder_hid_proj is not None:
+            (embeds,) = _added(added_cond_kwargs, "image_embeds")
+            return self.encoder_hid_proj(text, embeds, (added_cond_kwargs or {}).get("image_weighting"))
         return text
 
     def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:

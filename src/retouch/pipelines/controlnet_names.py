@@ -18,9 +18,10 @@ class XLControlRequest(ControlRequest, XLRequest):
 _GUIDED = ("guidance_scale", "negative_prompt")
 _DRAWS = ("num_images_per_prompt", "eta", "generator", "latents")
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+_IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
 _POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _CUSTOM = ("timesteps", "sigmas")
-_OUTPUT = ("output_type", "return_dict", "cross_attention_kwargs")
+_OUTPUT = (*_IMAGES, "output_type", "return_dict", "cross_attention_kwargs")
 _CONTROL = (
     *("controlnet_conditioning_scale", "guess_mode"),
     *("control_guidance_start", "control_guidance_end"),
@@ -94,7 +95,8 @@ XL_INPAINT = Task(
     [
         *("prompt", "prompt_2", "image", "mask_image", "control_image", "height", "width"),
         *("padding_mask_crop", "strength", "num_inference_steps", "denoising_start", "denoising_end"),
-        *(*_XL_GUIDED, *_DRAWS, *_EMBEDS, *_POOLED, *_OUTPUT, *_CONTROL, "guidance_rescale", *_XL_SIZES),
+        *(*_XL_GUIDED, *_DRAWS, *_EMBEDS, *_IMAGES, *_POOLED, *_OUTPUT[2:], *_CONTROL),
+        *("guidance_rescale", *_XL_SIZES),
         *(*_XL_SCORES, *_LISTEN, *_CUSTOM, *_XL_NEGATIVE_SIZES, "masked_image_latents", "mask_mode"),
     ],
     defaults={"strength": 0.9999, "guidance_scale": 5.0},

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.pipelines.adapters import Adapters
+from retouch.pipelines.ip_adapters import IPAdapters
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.request import Request
@@ -17,7 +18,7 @@ from retouch.pipelines.textual_inversion import TextualInversion
 from retouch.pipelines.vae import decode_latents, encode_pixels
 
 
-class LatentDiffusion(Adapters, TextualInversion, Pipeline):
+class LatentDiffusion(Adapters, TextualInversion, IPAdapters, Pipeline):
     """Base of the Stable Diffusion families."""
 
     listenable: ClassVar = {"prompt_embeds": ("encoder_hidden_states",)}
@@ -70,6 +71,7 @@ class LatentDiffusion(Adapters, TextualInversion, Pipeline):
                     f"{name} is {embeds.shape[-1]} wide, and this UNet reads text of width {expected}. Make "
                     "it with the encode_prompt of a pipeline of this family."
                 )
+        self.check_ip_adapters(request)
 
     def guidance_input(self, rows: int, scale: float, like: Tensor) -> dict[str, Tensor]:
         """The scale as a distilled model wants it; nothing for the others."""

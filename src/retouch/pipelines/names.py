@@ -13,7 +13,8 @@ from retouch.sampling.region import SimpleRegion
 _SCHEDULE = ("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "negative_prompt")
 _DRAWS = ("num_images_per_prompt", "eta", "generator")
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
-_OUTPUT = ("output_type", "return_dict", "cross_attention_kwargs")
+_IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
+_OUTPUT = (*_IMAGES, "output_type", "return_dict", "cross_attention_kwargs")
 _LISTEN = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "prompt_syntax")
 
 TEXT_TO_IMAGE = Task(

@@ -57,6 +57,13 @@ class PictureRun(Run):
         self._check_rows()
         self.recording = Recording.wanted(request.record)
         self._pixels: Tensor | None = None
+        self.image_weighting: Any = None  # how much the images of IP-Adapters count
+
+    def set_ip_adapter_scale(self, scale: Any) -> None:
+        """As the pipeline's method, for the rest of this run alone; for callbacks."""
+        if self.image_weighting is not None:
+            family: Any = self.pipeline
+            self.image_weighting.scales = family.ip_adapter_scales(scale)
 
     def _check_rows(self) -> None:
         for what, count in (("prompts", self.request.prompts), ("pictures and masks", self.pictures.batch)):

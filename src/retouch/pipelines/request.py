@@ -64,10 +64,18 @@ class Request:
     latents: Tensor | None = argument(None, "The noise to start from, instead of drawing it.")
     prompt_embeds: Tensor | None = argument(None, "Text states, instead of a prompt.")
     negative_prompt_embeds: Tensor | None = argument(None, "Text states, instead of a negative prompt.")
+    ip_adapter_image: Any = argument(
+        None, "What an IP-Adapter sees: a picture; for several adapters a list, of pictures or lists of them."
+    )
+    ip_adapter_image_embeds: Sequence[Tensor] | None = argument(
+        None, "For each IP-Adapter its images' embeddings, with guidance after the negative ones."
+    )
     output_type: str = argument("pil", '"pil", "np", "pt" or "latent".')
     return_dict: bool = argument(True, "False returns a tuple (images, nsfw_content_detected).")
     cross_attention_kwargs: Mapping[str, Any] | None = argument(
-        None, '{"scale": ...}: how much LoRA adapters count in this call, on top of their own weights.'
+        None,
+        '"scale": how much LoRA adapters count in this call, on top of their own weights; '
+        '"ip_adapter_masks": where the images of IP-Adapters count.',
     )
     guidance_rescale: float = argument(0.0, "Pulls strong guidance back to a natural contrast, 0 to 1.")
     clip_skip: int | None = argument(None, "How many of the text encoder's last layers to leave out.")
@@ -186,15 +194,16 @@ def _check_prompts(request: Request) -> None:
 
 
 def _check_scale(given: Any) -> None:
-    """Of all that the reference's attention takes, the scale of adapters alone has a meaning here."""
+    """Of all that the reference's attention takes, what adapters are told alone has a meaning here."""
     if given is None:
         return
-    unknown = [key for key in given if key != "scale"] if isinstance(given, Mapping) else [given]
+    known = ("scale", "ip_adapter_masks")
+    unknown = [key for key in given if key not in known] if isinstance(given, Mapping) else [given]
     scale = given.get("scale", 1.0) if isinstance(given, Mapping) else 1.0
     if unknown or not isinstance(scale, Real) or not math.isfinite(scale):
         raise InputError(
             f"cross_attention_kwargs is {given!r:.80}; it takes {{'scale': number}}, by which LoRA "
-            "adapters count in this call. Leave the rest out."
+            "adapters count in this call, and ip_adapter_masks. Leave the rest out."
         )
 
 

@@ -94,9 +94,10 @@ class StableDiffusion(LatentDiffusion):
             "encoder_hidden_states": run.spread(positive),
             **self.guidance_input(run.rows, request.guidance_scale, positive),
         }
-        return Conditioning(
+        told = Conditioning(
             inputs, None if negative is None else {**inputs, "encoder_hidden_states": run.spread(negative)}
         )
+        return self.shown(run, told)
 
     @torch.no_grad()
     def encode_prompt(

@@ -197,7 +197,7 @@ class StableDiffusionXL(LatentDiffusion):
         sides = [inputs(positive, pooled, ids)]
         if negative is not None and negative_pooled is not None:
             sides.append(inputs(negative, negative_pooled, negative_ids))
-        return Conditioning(*sides)
+        return self.shown(run, Conditioning(*sides))
 
     def _size_ids(self, request: Any, size: Pair) -> tuple[list[float], list[float]]:
         """The numbers that the UNet is told; the refiner gets a score in place of the target size."""

@@ -16,7 +16,7 @@ from retouch.pipelines.names import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from retouch.pipelines.request import Request
 
 # Of the reference's arguments these are not there, see docs/differences.md.
-ABSENT = {"ip_adapter_image", "ip_adapter_image_embeds", "kwargs"}
+ABSENT = {"kwargs"}
 
 
 @pytest.mark.parametrize("task", NAMES)
