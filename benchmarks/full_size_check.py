@@ -6,8 +6,8 @@ own peak. Exits with 1 if the outputs differ by more than rounding.
 
     python benchmarks/full_size_check.py --family sd15-inpainting --threads 2 --output result.json
 
-It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16, 1.5 GB for a ControlNet) in the
-temporary folder, or in --folder, which is kept.
+It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16, 1.5 GB for a ControlNet, 10 GB for
+Kandinsky) in the temporary folder, or in --folder, which is kept.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from published_configs import AUTOENCODERS, CONTROLNETS, UNETS
+from published_configs import AUTOENCODERS, CONTROLNETS, MOVQS, PRIORS, UNETS
 
-Part = Literal["unet", "vae", "controlnet"]
+Part = Literal["unet", "vae", "controlnet", "prior", "movq"]
 Library = Literal["reference", "ours"]
 
 # For each part its class, and where it is here.
@@ -42,6 +42,8 @@ CLASSES: dict[Part, tuple[str, str]] = {
     "unet": ("UNet2DConditionModel", "retouch.models.unet"),
     "vae": ("AutoencoderKL", "retouch.models.autoencoder"),
     "controlnet": ("ControlNetModel", "retouch.models.controlnet"),
+    "prior": ("PriorTransformer", "retouch.models.prior_transformer"),
+    "movq": ("VQModel", "retouch.models.movq"),
 }
 
 
@@ -55,6 +57,8 @@ class Family:
     latent_side: int
     text_shape: tuple[int, int]
     controlnet: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] = field(default_factory=dict)
+    movq: dict[str, Any] = field(default_factory=dict)
     pooled_width: int = 0  # of SDXL's second text encoder
     tolerance: float = 1e-4  # of the largest difference, relative to the largest value
 
@@ -71,11 +75,24 @@ class Family:
         side = self.latent_side
         if part == "vae":
             return {"z": draw(self.vae["latent_channels"], side, side)}
+        if part == "movq":
+            return {"h": draw(self.movq["latent_channels"], side, side), "force_not_quantize": True}
+        if part == "prior":
+            return {
+                "hidden_states": draw(self.text_shape[1]),
+                "timestep": torch.tensor(501),
+                "proj_embedding": draw(self.text_shape[1]),
+                "encoder_hidden_states": draw(*self.text_shape),
+                "attention_mask": torch.arange(self.text_shape[0])[None] < 20,
+            }
         inputs: dict[str, Any] = {
             "sample": draw(getattr(self, part)["in_channels"], side, side),
             "timestep": torch.tensor(501),
             "encoder_hidden_states": draw(*self.text_shape),
         }
+        if getattr(self, part).get("encoder_hid_dim_type") == "image_proj":
+            inputs["encoder_hidden_states"] = None
+            inputs["added_cond_kwargs"] = {"image_embeds": draw(self.unet["encoder_hid_dim"])}
         if part == "controlnet":
             inputs["controlnet_cond"] = draw(3, 8 * side, 8 * side)
         if self.pooled_width:
@@ -104,6 +121,15 @@ FAMILIES = {
         dtype=torch.float32,
         latent_side=64,
         text_shape=(77, 768),
+    ),
+    "kandinsky22": Family(
+        UNETS["Kandinsky 2.2 decoder for inpainting"],
+        vae={},
+        movq=MOVQS["Kandinsky 2.2"],
+        prior=PRIORS["Kandinsky 2.2"],
+        dtype=torch.float32,
+        latent_side=64,
+        text_shape=(77, 1280),
     ),
     "sdxl": Family(UNETS["SDXL base"], text_shape=(77, 2048), **_XL),
     "sdxl-inpainting": Family(UNETS["SDXL inpainting"], text_shape=(77, 2048), **_XL),
@@ -171,7 +197,7 @@ def measure(family: Family, part: Part, library: Library, folder: Path, seed: in
     model = kind.from_pretrained(folder / part, torch_dtype=family.dtype)
     loaded = time.perf_counter()
     after_load = peak_gigabytes()
-    run = model.decode if part == "vae" else model
+    run = model.decode if part in ("vae", "movq") else model
     with torch.inference_mode():
         result = run(**family.inputs(part, seed), return_dict=False)
     if part == "controlnet":

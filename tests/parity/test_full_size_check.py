@@ -48,6 +48,22 @@ def tiny(script: ModuleType, dtype: torch.dtype) -> object:
             "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
             "conditioning_embedding_out_channels": [4, 4, 6, 6],
         },
+        prior={
+            "num_attention_heads": 2,
+            "attention_head_dim": 4,
+            "num_layers": 1,
+            "embedding_dim": 12,
+            "num_embeddings": 7,
+        },
+        movq={
+            "block_out_channels": [32, 32],  # the fewest that its norm can group
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "latent_channels": 4,
+            "norm_type": "spatial",
+            "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+            "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+        },
         dtype=dtype,
         latent_side=8,
         text_shape=(7, 12),
@@ -56,7 +72,7 @@ def tiny(script: ModuleType, dtype: torch.dtype) -> object:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("part", ["unet", "vae", "controlnet"])
+@pytest.mark.parametrize("part", ["unet", "vae", "controlnet", "prior", "movq"])
 def test_it_compares_what_it_says(script: ModuleType, part: str, dtype: torch.dtype, tmp_path: Path) -> None:
     family = tiny(script, dtype)
     script.build(family, part, tmp_path, seed=0, threads=1)
