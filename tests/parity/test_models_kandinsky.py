@@ -159,6 +159,23 @@ def test_slices() -> None:
     assert calls == [1, 1, 1, 3]
 
 
+def test_tiles() -> None:
+    """A tile sees the latents below it, and what it shares with the next fades over."""
+    ours, _ = movqs()
+    latents, pixels = torch.randn(1, 4, 12, 20), torch.rand(1, 3, 48, 80)
+    whole = ours.decode(latents, force_not_quantize=True).sample
+    ours.enable_tiling()
+    assert torch.equal(ours.decode(latents, force_not_quantize=True).sample, whole)  # below 512 pixels
+    ours.tile_sample_min_size, ours.tile_latent_min_size = 32, 8
+    tiled = ours.decode(latents, force_not_quantize=True).sample
+    assert tiled.shape == whole.shape and 0 < (tiled - whole).abs().mean() < 0.5 * whole.std()
+    first = ours.decoder(ours.post_quant_conv(latents[..., :8, :8]), latents[..., :8, :8])
+    assert_close(tiled[..., :24, :24], first[..., :24, :24])
+    assert ours.encode(pixels).latents.shape == latents.shape
+    ours.disable_tiling()
+    assert torch.equal(ours.decode(latents, force_not_quantize=True).sample, whole)
+
+
 @pytest.mark.parametrize("ours, theirs, config", [
     (VQModel, TheirMovq, MOVQS["Kandinsky 2.2"]),
     (PriorTransformer, TheirPrior, PRIORS["Kandinsky 2.2"]),

@@ -238,27 +238,14 @@ class DecoderOutput(NamedTuple):
     sample: Tensor
 
 
-class AutoencoderKL(Pretrained, nn.Module):
-    """Encoder and decoder. Tiling bounds the memory of large pictures, slicing that of large batches."""
+class InParts:
+    """Mixin: tiling bounds the memory of large pictures, slicing that of large batches."""
 
-    config_class = AutoencoderKLConfig
-    config: AutoencoderKLConfig
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__()
-        self.config = config = AutoencoderKLConfig.from_dict(settings)
-        latent = config.latent_channels
-        # The mean and the logarithm of the variance of each latent.
-        self.encoder = Encoder(config, 2 * latent)
-        self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
-        self.use_tiling = False
-        self.use_slicing = False
-        side = config.sample_size
-        self.tile_sample_min_size = side[0] if isinstance(side, tuple) else side
-        self.tile_latent_min_size = self.tile_sample_min_size // 2 ** (len(config.block_out_channels) - 1)
-        self.tile_overlap_factor = 0.25
+    use_tiling = False
+    use_slicing = False
+    tile_sample_min_size: int
+    tile_latent_min_size: int
+    tile_overlap_factor = 0.25
 
     def enable_tiling(self) -> None:
         """Work in overlapping tiles from now on, where a picture is larger than `tile_sample_min_size`."""
@@ -275,6 +262,32 @@ class AutoencoderKL(Pretrained, nn.Module):
     def disable_slicing(self) -> None:
         """Work on whole batches again."""
         self.use_slicing = False
+
+    def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int) -> Tensor:
+        rows = x.split(1) if self.use_slicing else (x,)
+        if self.use_tiling and max(x.shape[-2:]) > tile:
+            return torch.cat([tiled(run, row, tile, tile_out, self.tile_overlap_factor) for row in rows])
+        return torch.cat([run(row) for row in rows]) if len(rows) > 1 else run(x)
+
+
+class AutoencoderKL(InParts, Pretrained, nn.Module):
+    """Encoder and decoder, with a normal distribution of latents between them."""
+
+    config_class = AutoencoderKLConfig
+    config: AutoencoderKLConfig
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.config = config = AutoencoderKLConfig.from_dict(settings)
+        latent = config.latent_channels
+        # The mean and the logarithm of the variance of each latent.
+        self.encoder = Encoder(config, 2 * latent)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
+        side = config.sample_size
+        self.tile_sample_min_size = side[0] if isinstance(side, tuple) else side
+        self.tile_latent_min_size = self.tile_sample_min_size // 2 ** (len(config.block_out_channels) - 1)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
@@ -308,12 +321,6 @@ class AutoencoderKL(Pretrained, nn.Module):
         """Pixels to latents and back, as in training."""
         latents = self.encode(sample).latent_dist
         return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
-
-    def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int) -> Tensor:
-        rows = x.split(1) if self.use_slicing else (x,)
-        if self.use_tiling and max(x.shape[-2:]) > tile:
-            return torch.cat([tiled(run, row, tile, tile_out, self.tile_overlap_factor) for row in rows])
-        return torch.cat([run(row) for row in rows]) if len(rows) > 1 else run(x)
 
     @classmethod
     def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from retouch.checkpoints.pretrained import Pretrained
 from retouch.errors import ConfigError
 from retouch.models.attention import Attention, to_map, to_tokens
-from retouch.models.autoencoder import CoderConfig, DecoderOutput, Encoder, attention_spelled_today
+from retouch.models.autoencoder import (
+    CoderConfig,
+    DecoderOutput,
+    Encoder,
+    InParts,
+    attention_spelled_today,
+)
 from retouch.models.layers import Upsample2D
 
 
@@ -31,7 +37,7 @@ class VQModelConfig(CoderConfig):
     }
 
     latent_channels: int = 3
-    sample_size: int = 32  # of the training; nothing depends on it
+    sample_size: int = 32  # nothing depends on it
     num_vq_embeddings: int = 256
     vq_embed_dim: int | None = None
     norm_type: str = "group"
@@ -174,8 +180,8 @@ class VQEncoderOutput(NamedTuple):
     latents: Tensor
 
 
-class VQModel(Pretrained, nn.Module):
-    """Encoder, codebook and decoder. Slicing bounds the memory of large batches."""
+class VQModel(InParts, Pretrained, nn.Module):
+    """Encoder, codebook and decoder."""
 
     config_class = VQModelConfig
     config: VQModelConfig
@@ -190,25 +196,29 @@ class VQModel(Pretrained, nn.Module):
         self.quantize = VectorQuantizer(config.num_vq_embeddings, width)
         self.post_quant_conv = nn.Conv2d(width, latent, 1)
         self.decoder = Decoder(config)
-        self.use_slicing = False
-
-    def enable_slicing(self) -> None:
-        """Decode one picture of a batch at a time from now on."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Decode whole batches again."""
-        self.use_slicing = False
+        # Published configs say 32 pixels, too few for tiles whose seams do not show.
+        self.tile_sample_min_size = 512
+        self.tile_latent_min_size = 512 // 2 ** (len(config.block_out_channels) - 1)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput:
         """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
-        return VQEncoderOutput(self.quant_conv(self.encoder(x)))
+        latents = self._in_parts(
+            lambda part: self.quant_conv(self.encoder(part)),
+            x,
+            self.tile_sample_min_size,
+            self.tile_latent_min_size,
+        )
+        return VQEncoderOutput(latents)
 
     def decode(self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True) -> DecoderOutput:
         """Pixels of latents, which go through the codebook first unless `force_not_quantize`."""
-        rows = h.split(1) if self.use_slicing else (h,)
-        found = rows if force_not_quantize else tuple(self.quantize(row) for row in rows)
-        return DecoderOutput(torch.cat([self.decoder(self.post_quant_conv(row), row) for row in found]))
+        pixels = self._in_parts(
+            lambda part: self.decoder(self.post_quant_conv(part), part),
+            h if force_not_quantize else self.quantize(h),
+            self.tile_latent_min_size,
+            self.tile_sample_min_size,
+        )
+        return DecoderOutput(pixels)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput:
         """Pixels to latents and back, as in training."""

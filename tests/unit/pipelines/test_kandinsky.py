@@ -132,6 +132,18 @@ class TestSizes:
         result = made(pipeline, **embeds(), **inputs, height=64, width=128)
         assert result.shape == (1, 64, 128, 3)
 
+    def test_tiles_and_slices_of_the_decoder(self, inpainting: Any) -> None:
+        inputs = {**embeds(2), **different(2), "num_images_per_prompt": 1}
+        expected = made(inpainting, **inputs)
+        pipeline = type(inpainting).from_pipe(inpainting)
+        pipeline.enable_vae_tiling()
+        pipeline.enable_vae_slicing()
+        try:
+            assert torch.allclose(made(pipeline, **inputs), expected, atol=1e-5)
+        finally:
+            pipeline.disable_vae_tiling()
+            pipeline.disable_vae_slicing()
+
     def test_windows(self, inpainting: Any) -> None:
         inputs = {"image": photo(width=128, height=64), "mask_image": mask((30, 10, 110, 50), 128, 64)}
         one, several = (made(inpainting, **embeds(), **inputs, tile_size=side) for side in (128, 64))
