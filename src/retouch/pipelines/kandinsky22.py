@@ -7,7 +7,7 @@ Its oddities are converted here: the UNet predicts a variance besides the noise,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,6 +135,17 @@ class Kandinsky22(Pipeline):
     def vae(self) -> Any:
         """The autoencoder, which this family calls its movq."""
         return self.movq
+
+    @vae.setter
+    def vae(self, movq: Any) -> None:
+        self.movq = movq
+
+    @classmethod
+    def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(components)
+        if "vae" in given:
+            given["movq"] = given.pop("vae")
+        return super()._component_arguments(given)
 
     @property
     def movq_scale_factor(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from pathlib import Path
@@ -341,6 +342,32 @@ class TestRuns:
         other = prior("a cat", generator=generators([5]), **options)
         assert torch.equal(one.image_embeds, other.image_embeds)
         assert torch.equal(one.negative_image_embeds, other.negative_image_embeds)
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_a_movq_that_overflows_in_half_precision(part: str, inpainting: Any) -> None:
+    wide = copy.deepcopy(inpainting.movq)
+    weight = getattr(wide, part).conv_out.weight.data
+    scale = 6e4 / float(weight.abs().max())  # a weight that float16 holds, and sums that it does not
+    weight.mul_(scale)
+    if part == "encoder":
+        wide.quant_conv.weight.data.div_(scale)
+    pipeline = type(inpainting).from_pipe(inpainting, vae=wide.half())
+    assert pipeline.movq is pipeline.vae is wide
+    inputs = {**embeds(), "image": photo(), "mask_image": mask()}
+    with pytest.warns(UserWarning, match=r"VAE overflowed in torch\.float16.*float32"):
+        assert np.isfinite(made(pipeline, **inputs).numpy()).all()
+    assert pipeline.movq.dtype == torch.float16
+
+
+def test_repainting_everything_is_text2image(tiny_kandinsky: Path) -> None:
+    regular = loaded(retouch, DECODERS["text2image"], tiny_kandinsky)
+    inpainting = retouch.KandinskyV22InpaintPipeline.from_pipe(regular)
+    white = mask((0, 0, 64, 64))
+    assert torch.equal(
+        made(inpainting, **embeds(), image=photo(), mask_image=white),
+        made(regular, **embeds(), height=64, width=64),
+    )
 
 
 def test_half_precision(tiny_kandinsky_whole: Path) -> None:
