@@ -37,10 +37,26 @@ _LAYOUT_VERSION = "0.42.0"  # the reference's release whose folder layout we wri
 PartNames = dict[str, tuple[str, str]]  # what a pipeline calls a part: its name in a checkpoint, its class
 
 
+# Loading options of the reference that ask for nothing here with these values: old code runs, and what would
+# have to be heeded is refused. Loading takes no more memory than the weights need anyway.
+_NEEDLESS: Mapping[str, Collection[Any]] = {
+    "low_cpu_mem_usage": (None, True, False),
+    "resume_download": (None, True, False),
+    "add_watermarker": (None, False),
+    **dict.fromkeys(
+        ("device_map", "max_memory", "custom_pipeline", "quantization_config", "proxies"), (None,)
+    ),
+}
+
+
 class PipelineConfig(dict[str, Any]):
     """A pipeline's settings, by key or by attribute."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"This pipeline's config has no {name}. It has {', '.join(self)}.") from None
 
 
 class Bundle:
@@ -71,6 +87,13 @@ class Bundle:
         self.placement: Placement = Resident(self, self._found_device())
         self._progress_bar: dict[str, Any] = {}
         self._source = ""
+
+    def __copy__(self) -> Self:
+        """The same parts, of which each can be exchanged without a change to the other's."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _progress_bar=dict(self._progress_bar))
+        twin.placement = self.placement.shared_by(twin)
+        return twin
 
     def _found_device(self) -> torch.device:
         for module in self._modules().values():
@@ -291,13 +314,21 @@ class Bundle:
     @classmethod
     def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
         """The parts that the caller gives or leaves out."""
-        unknown = [name for name in components if name not in (*cls.component_names, *cls.switches)]
+        known = (*cls.component_names, *cls.switches)
+        given = {
+            name: part
+            for name, part in components.items()
+            if name in known or part not in _NEEDLESS.get(name, ())
+        }
+        unknown = [name for name in given if name not in known]
         if unknown:
+            advice = " Move a loaded pipeline with to(device), or enable_model_cpu_offload()."
             raise InputError(
-                f"from_pretrained does not know {', '.join(unknown)}. It takes the loading options of its "
-                f"help text and the parts {', '.join(cls.component_names)}."
+                f"{cls.__name__} cannot be made with {', '.join(unknown)}. Beside the options of the "
+                f"help text it takes the parts {', '.join(cls.component_names)}."
+                + (advice if "device_map" in unknown else "")
             )
-        return dict(components)
+        return given
 
     def save_pretrained(
         self,
@@ -357,7 +388,11 @@ class Bundle:
         self.placement = Resident(self, place)
         return self
 
-    def _offload(self, strategy: type[ModelOffload] | type[SequentialOffload], device: Any) -> None:
+    def _offload(
+        self, strategy: type[ModelOffload] | type[SequentialOffload], gpu_id: int | None, device: Any
+    ) -> None:
+        if gpu_id is not None and available_devices() != ["cpu"]:  # a number means nothing without any
+            device = f"cuda:{gpu_id}"
         place = resolve_device(device if device is not None else available_devices()[0])
         if place.type == "cpu":
             return  # everything is in main memory already
@@ -367,11 +402,11 @@ class Bundle:
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep models in main memory, and on the accelerator only the one in use. Without one, no change."""
-        self._offload(ModelOffload, device if gpu_id is None else f"cuda:{gpu_id}")
+        self._offload(ModelOffload, gpu_id, device)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep only the layer in use on the accelerator: the least memory, and slow."""
-        self._offload(SequentialOffload, device if gpu_id is None else f"cuda:{gpu_id}")
+        self._offload(SequentialOffload, gpu_id, device)
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Accepted for old code: attention is memory-efficient already."""

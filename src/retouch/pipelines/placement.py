@@ -68,6 +68,9 @@ class _Offload(Resident):
         self._lock = threading.RLock()
         self._users: Counter[nn.Module] = Counter()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.owner, memo), self.device)  # its parts are used by nobody yet
+
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
         module = getattr(self.owner, name)

@@ -213,7 +213,8 @@ def _described(value: Any) -> str:
 
 def _check_numbers(request: Request, size_factor: int) -> None:
     whole = {"num_inference_steps": 1, "num_images_per_prompt": 1, "padding_mask_crop": 0, "clip_skip": 0}
-    for name, least in {**whole, "height": size_factor, "width": size_factor}.items():
+    sides = dict.fromkeys(("height", "width", "tile_size"), size_factor)
+    for name, least in (whole | sides).items():
         value = getattr(request, name)
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (is_whole and value >= least):
@@ -268,6 +269,7 @@ class Task:
         for name, value in kwargs.items():
             if name not in self.arguments:
                 near = difflib.get_close_matches(name, self.arguments, n=1)
+                near += [known for known in self.arguments if known.startswith(name)]
                 hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(self.arguments)}."
                 raise InputError(f"{self.name} has no argument {name!r}. {hint}")
             if name in given:

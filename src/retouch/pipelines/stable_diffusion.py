@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from retouch.errors import InputError
 from retouch.models.lora import scaled
+from retouch.pipelines.bundle import PartNames
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.prompt_weights import levelled, weighted_states
 from retouch.pipelines.run import Run
@@ -76,6 +78,18 @@ class StableDiffusion(LatentDiffusion):
             given.setdefault("feature_extractor", None)
         given.setdefault("image_encoder", None)
         return super()._component_arguments(given)
+
+    @classmethod
+    def _named(
+        cls, index: Mapping[str, Any], given: Collection[str], rename: Callable[[str], str] = str
+    ) -> PartNames:
+        found = super()._named(index, given, rename)
+        if "safety_checker" not in (*given, *found):  # asked for, then
+            raise InputError(
+                "safety_checker=True asks for the one in the checkpoint, and this checkpoint has none. Pass "
+                "the safety checker of another pipeline, with its feature_extractor, or leave it out."
+            )
+        return found
 
     def condition(self, run: Run) -> Conditioning:
         """Text states for both sides of the guidance."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipeline_pairs import NAMES, load, mask, photo
 
 import retouch
 from retouch import devices
+from retouch.errors import InputError
 from retouch.pipelines.placement import ModelOffload
 
 FRONTS = {
@@ -51,6 +54,51 @@ def test_parts_can_be_given_when_loading(pipeline: Any, tiny_sd: Path) -> None:
     given = retouch.EulerDiscreteScheduler(steps_offset=1)
     loaded = retouch.StableDiffusionPipeline.from_pretrained(tiny_sd, scheduler=given, unet=pipeline.unet)
     assert loaded.scheduler is given and loaded.unet is pipeline.unet and loaded.vae is not pipeline.vae
+
+
+def test_options_of_the_reference_that_ask_for_nothing_here(pipeline: Any, tiny_sd: Path) -> None:
+    given = {"unet": pipeline.unet, "low_cpu_mem_usage": True, "device_map": None, "add_watermarker": False}
+    loaded = retouch.AutoPipelineForInpainting.from_pretrained(tiny_sd, **given)
+    assert loaded.unet is pipeline.unet and type(loaded) is retouch.StableDiffusionInpaintPipeline
+    for option, answer in (
+        ({"device_map": "balanced"}, r"with device_map.*it takes the parts vae.*to\(device\)"),
+        ({"add_watermarker": True}, "with add_watermarker"),
+        ({"low_cpu_mem_usage": "some"}, "with low_cpu_mem_usage"),
+    ):
+        with pytest.raises(InputError, match=answer):
+            retouch.AutoPipelineForInpainting.from_pretrained(tiny_sd, **option)
+
+
+def test_a_copy_shares_parts_until_one_is_exchanged(pipeline: Any, tiny_sd_inpaint: Path) -> None:
+    other = load(retouch, NAMES["inpaint"], tiny_sd_inpaint)
+    original = retouch.StableDiffusionInpaintPipeline.from_pipe(pipeline)
+    twin = copy.copy(original)
+    assert twin.vae is original.vae
+    twin.unet = other.unet
+    twin.set_progress_bar_config(disable=True, desc="twin")
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+    one, two = (
+        made("a cat", photo(), mask(), generator=torch.Generator().manual_seed(0), **arguments).images
+        for made in (twin, retouch.StableDiffusionInpaintPipeline.from_pipe(original, unet=other.unet))
+    )
+    assert np.array_equal(one, two)
+    assert original.unet is pipeline.unet and "desc" not in original._progress_bar
+
+
+def test_a_deep_copy_has_parts_and_a_placement_of_its_own(pipeline: Any) -> None:
+    pipeline.placement = ModelOffload(pipeline, torch.device("cpu"))
+    twin = copy.deepcopy(pipeline)
+    assert twin.unet is not pipeline.unet and twin.placement.owner is twin
+    assert type(twin.placement) is ModelOffload and twin.placement._users is not pipeline.placement._users
+    with twin.placement.using("unet") as used:
+        assert used is twin.unet
+
+
+def test_the_config_behaves_as_objects_do(pipeline: Any) -> None:
+    assert not hasattr(pipeline.config, "brush") and pipeline.config.unet[0] == "diffusers"
+    assert copy.deepcopy(pipeline.config) == pipeline.config == pickle.loads(pickle.dumps(pipeline.config))
+    with pytest.raises(AttributeError, match=r"no brush. It has _class_name"):
+        _ = pipeline.config.brush
 
 
 def test_a_pipeline_from_its_parts(pipeline: Any) -> None:

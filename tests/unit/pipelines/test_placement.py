@@ -253,6 +253,7 @@ class TestWithoutAccelerator:
     def test_offload_is_a_quiet_no_op(self, pipeline: Any) -> None:
         pipeline.enable_model_cpu_offload()
         pipeline.enable_sequential_cpu_offload()
+        pipeline.enable_model_cpu_offload(gpu_id=0)
         assert type(pipeline.placement) is Resident and pipeline.device == CPU
 
     def test_a_device_by_name_must_be_there(self, pipeline: Any) -> None:

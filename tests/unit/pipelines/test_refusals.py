@@ -53,6 +53,11 @@ def pipelines(tiny_sd: Path, tiny_sd_inpaint: Path) -> Iterator[dict[str, Any]]:
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("inpaint", {"mask_img": HOLE}, "inpaint has no argument 'mask_img'. Did you mean mask_image?"),
     ("text2image", {"guidance": 3}, "Did you mean guidance_scale?"),
+    ("text2image", {"callback": print}, "Did you mean callback_on_step_end?"),
+    *(
+        ("text2image", {"tile_size": side}, "tile_size=.* is not a whole number of 8 or more")
+        for side in (0, -8, 40.0, "64", True)
+    ),
     ("text2image", {"watermark": True}, "no argument 'watermark'. It takes p"),
     ("text2image", {"cross_attention_kwargs": {"gligen": {}}}, "takes {'scale': number}.*Leave the rest out"),
     ("inpaint", {"cross_attention_kwargs": {"scale": "strong"}}, "takes {'scale': number}"),
@@ -204,8 +209,15 @@ def test_automatic_choice(pipelines: dict[str, Any], tiny_sd: Path, tmp_path: Pa
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ConfigError, match=r"is a FluxPipeline.*Known families: StableDiffusionPipeline"):
         retouch.AutoPipelineForInpainting.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="from_pretrained does not know brush"):
+    with pytest.raises(InputError, match=r"cannot be made with brush.*parts vae"):
         retouch.AutoPipelineForInpainting.from_pretrained(tiny_sd, brush=3)
+
+
+def test_a_safety_checker_that_is_not_there(pipelines: dict[str, Any], tiny_sd: Path) -> None:
+    load_pipeline = retouch.StableDiffusionInpaintPipeline.from_pretrained
+    with pytest.raises(InputError, match=r"safety_checker=True.*this checkpoint has none.*leave it out"):
+        load_pipeline(tiny_sd, safety_checker=True)
+    assert load_pipeline(tiny_sd, safety_checker=None).safety_checker is None
 
 
 def test_saving_over_a_file_and_in_pickles(pipelines: dict[str, Any], tmp_path: Path) -> None:
