@@ -47,9 +47,7 @@ def test_the_arguments_are_the_references_in_its_order(task: str) -> None:
         for library in (retouch, diffusers)
     )
     assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
-    absent = {"kwargs"}
-    absent |= {"latents"} if task == "image2image" else set()  # where it is without effect
-    assert theirs.keys() - ours.keys() <= absent | {"cross_attention_kwargs"}
+    assert theirs.keys() - ours.keys() <= {"kwargs"}
 
 
 @pytest.mark.parametrize(("checkpoint", "task"), KINDS)
@@ -167,6 +165,14 @@ def test_window_of_the_schedule(made: Any, order: int) -> None:
     made(BASE, "image2image").scheduled(scheduler).compare(
         image=noisy, denoising_start=0.3, denoising_end=0.8, num_inference_steps=9, output_type="latent"
     )
+
+
+@pytest.mark.parametrize("window", [{}, {"denoising_start": 0.4}], ids=["whole", "second stage"])
+def test_image2image_from_given_latents(made: Any, window: dict[str, Any]) -> None:
+    """They are where the run starts; the picture tells the batch alone."""
+    given = 3 * torch.randn(1, 4, 8, 8, generator=generators(2))
+    image = torch.randn(1, 4, 8, 8, generator=generators(3)) if window else photo()
+    made(BASE, "image2image").compare(image=image, latents=given, num_inference_steps=6, **window)
 
 
 def test_distilled_guidance(made: Any, tiny_checkpoint: Any) -> None:

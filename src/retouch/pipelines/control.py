@@ -103,6 +103,11 @@ class Controlled(LatentDiffusion):
 
     def check(self, request: Any) -> None:
         super().check(request)
+        if request.tile_size is not None:
+            raise InputError(
+                "tile_size was given to a pipeline with a ControlNet, whose picture is not cut into windows. "
+                "Leave one of them out."
+            )
         for net in self._nets:
             if net.config.in_channels != self.latent_channels:
                 raise InputError(

@@ -72,7 +72,7 @@ XL_IMAGE_TO_IMAGE = Task(
     "image2image",
     [
         *("prompt", "prompt_2", "image", "strength", *_XL_STAGE, *_XL_WINDOW, *_XL_NEGATIVE, *_DRAWS),
-        *(*_XL_TEXT[1:], *_XL_SIZES, *_XL_SCORES, "clip_skip", *_LISTEN),
+        *(*_XL_TEXT, *_XL_SIZES, *_XL_SCORES, "clip_skip", *_LISTEN),
     ],
     defaults={"strength": 0.3, "guidance_scale": 5.0},
     required=["image"],

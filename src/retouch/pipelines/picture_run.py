@@ -99,12 +99,7 @@ class PictureRun(Run):
         side = self.request.tile_size
         if side is None:
             return predict
-        if predict.control is not None:
-            raise InputError(
-                "tile_size was given to a pipeline with a ControlNet, whose picture is not cut into windows. "
-                "Leave one of them out."
-            )
-        latents = max(1, side // self.pipeline.vae_scale_factor)
+        latents = side // self.pipeline.vae_scale_factor
         return tiled(predict, latents, overlap=latents // 4)
 
     def record(self, plan: Any, progress: Progress, done: int) -> None:
@@ -119,6 +114,8 @@ class PictureRun(Run):
         given = None if request.latents is None else request.latents.to(pipeline.device, self.dtype)
         inpainting = self.task.name == "inpaint"
         shape = self._latent_shape(self.rows)
+        if given is not None and request.image is not None and not inpainting:
+            return given, given, None  # in image2image they are where the run starts, and not noise
         if request.starts_noisy:  # the picture is latents of an earlier stage
             handed = self._encoded_picture()
             return handed, self.draw(shape) if inpainting else handed, handed
@@ -126,8 +123,6 @@ class PictureRun(Run):
         original: Tensor | None = None
         if not from_noise or (inpainting and pipeline.keeps_original):
             original = self._encoded_picture()
-        if given is not None and request.image is not None and not inpainting:
-            return given, given, None  # in image2image they are where the run starts, and not noise
         noise = self.draw(shape) if given is None else given
         return first_latents(plan, noise, None if from_noise else original), noise, original
 

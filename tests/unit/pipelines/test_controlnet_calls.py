@@ -282,6 +282,7 @@ REFUSED: list[tuple[str, int, dict[str, Any], str]] = [
     ("inpaint", 1, {"control_guidance_end": 1.5}, "control_guidance_end=1.5 are no part"),
     ("inpaint", 2, {"control_guidance_start": [0.0, -0.1]}, "control_guidance_start=-0.1"),
     ("inpaint", 2, {"control_guidance_end": [0.5, 0.6, 0.7]}, "has 3 entries for 2 ControlNets"),
+    ("inpaint", 1, {"tile_size": 32}, "tile_size was given to a pipeline with a ControlNet"),
     ("inpaint", 1, {"guess_mode": 1}, "guess_mode=1 is neither True nor False"),
 ]
 
