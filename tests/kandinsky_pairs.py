@@ -27,6 +27,7 @@ COMBINED = {
     "inpaint": "KandinskyV22InpaintCombinedPipeline",
 }
 PRIOR = "KandinskyV22PriorPipeline"
+FEW = {"num_inference_steps": 3, "output_type": "np"}
 
 
 def loaded(library: Any, name: str, folder: Path) -> Any:
@@ -121,3 +122,7 @@ def task_inputs(task: str) -> dict[str, Any]:
 
 def prompts(task: str) -> dict[str, Any]:
     return {"prompt": PROMPT, "prior_num_inference_steps": 3, **task_inputs(task)}
+
+
+def made(pipeline: Any, seeds: int | list[int] = 7, **arguments: Any) -> Tensor:
+    return as_tensor(pipeline(**{**FEW, **arguments}, generator=generators(seeds)).images)

@@ -7,7 +7,7 @@ Its oddities are converted here: the UNet predicts a variance besides the noise,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,9 @@ class EmbedsRequest(Request):
                     f"{name} takes a tensor (pictures, width) or a list of them. KandinskyV22PriorPipeline "
                     "makes such embeddings of prompts."
                 )
+
+    def check(self, size_factor: int, tensor_names: Collection[str] = ("latents",)) -> None:
+        super().check(size_factor, tensor_names)
         negative = joined(self.negative_image_embeds)
         if negative is None:
             if self.guidance_scale > 1:
