@@ -366,7 +366,8 @@ class Bundle:
         """The same parts behind another front; nothing is copied."""
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names}
         shared |= {name: getattr(pipeline, name) for name in cls.switches if hasattr(pipeline, name)}
-        other = cls(**{**shared, **cls._component_arguments(components)})
+        given = cls._component_arguments(components)
+        other = cls(**{**given, **shared, **{name: given[name] for name in components if name in given}})
         other.placement = pipeline.placement.shared_by(other)
         other._progress_bar = dict(pipeline._progress_bar)
         other._source = pipeline._source

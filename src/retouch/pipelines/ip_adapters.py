@@ -7,6 +7,7 @@ counts and where is the call's own.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -100,14 +101,12 @@ class IPAdapters(_Base):
 
     def _encoder_beside(self, source: Any, part: str | None, folder: str, options: Mapping[str, Any]) -> Any:
         """The image encoder of a repository or folder; of a single file, the one in its folder, if any."""
-        is_inside = "/" not in folder
-        root = Path(source).expanduser()
-        if root.is_file():
-            root = root.parent
-            if not (root / folder).is_dir():
+        path = Path(source).expanduser()
+        if path.is_file():
+            source, part = path.parent, None
+            if not (source / folder).is_dir():
                 return None
-            source = root
-        wanted = f"{part.strip('/')}/{folder}" if part and is_inside and root != source else folder
+        wanted = f"{part.strip('/')}/{folder}" if part and "/" not in folder else folder
         checkpoint = Checkpoint.open(source, **options)
         return load_component(
             checkpoint.fetch([wanted]),
@@ -153,6 +152,17 @@ class IPAdapters(_Base):
         self.image_encoder = None
         if self.components.get("safety_checker") is None:  # which reads pictures with it, too
             self.feature_extractor = None
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write a folder that this library and diffusers load. Nothing half-written is left on failure."""
+        if self.num_ip_adapters:
+            warnings.warn(
+                f"What is saved has the UNet without the IP-Adapters ({self.num_ip_adapters}), which stay "
+                "files of their own. Load them again with load_ip_adapter, or call unload_ip_adapter() "
+                "first.",
+                stacklevel=2,
+            )
+        super().save_pretrained(folder, *args, **kwargs)
 
     @property
     def num_ip_adapters(self) -> int:
