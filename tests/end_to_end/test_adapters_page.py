@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hub_stand_in import HubStandIn
+from ip_adapter_files import flat, ip_adapter, tiny_image_encoder
 from lora_files import kohya, peft, sides
 from pipeline_pairs import mask, photo
 from safetensors.torch import save_file
@@ -32,6 +33,14 @@ def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: p
     Path("lcm/README.md").write_text("A card")
     hub.add("latent-consistency/lcm-lora-sdv1-5", tmp_path / "lcm")
     save_file({"emb_params": torch.randn(3, 32)}, "cat.safetensors")
+    tiny_image_encoder().save_pretrained("ip/models/image_encoder")
+    for name, kind in (("ip-adapter_sd15", "plain"), ("ip-adapter-plus_sd15", "plus")):
+        save_file(flat(ip_adapter(plain.unet, kind)), f"ip/models/{name}.safetensors")
+    hub.add("h94/IP-Adapter", tmp_path / "ip")
+    for name, box in (("example", (0, 0, 9, 9)), ("style", (0, 9, 9, 18))):
+        photo(5).crop(box).resize((50, 40)).save(f"{name}.png")
+    mask((0, 0, 35, 45), 70, 45).save("left.png")
+    mask((35, 0, 70, 45), 70, 45).save("right.png")
 
     names: dict[str, Any] = {}
     seen = []
@@ -45,8 +54,10 @@ def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: p
             hub.forget()
             names["pipeline"].load_lora_weights("latent-consistency/lcm-lora-sdv1-5", "again")
             assert hub.requests == []  # from the cache
-    assert [active for active, _ in seen] == [["style"], ["style"], ["style"], [], ["default_0"], ["again"]]
+    in_use = [["style"], ["style"], ["style"], [], ["default_0"], *[["again"]] * 4]
+    assert [active for active, _ in seen] == in_use
     pipeline = names["pipeline"]
+    assert pipeline.num_ip_adapters == 0
     pipeline.unload_lora_weights()
     weights = pipeline.unet.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.unet.state_dict().items())
@@ -54,6 +65,7 @@ def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_page_names_what_there_is() -> None:
-    named = set(re.findall(r"(?:pipeline\.|`)(\w+_(?:lora|lora_weights|adapters|textual_inversion))\b", PAGE))
-    assert len(named) >= 10
+    kinds = "lora|lora_weights|adapters|textual_inversion|ip_adapter|ip_adapter_scale|image_embeds"
+    named = set(re.findall(rf"(?:pipeline\.|`)((?!ip_)\w+_(?:{kinds}))\b", PAGE))
+    assert len(named) >= 14
     assert all(hasattr(retouch.StableDiffusionInpaintPipeline, name) for name in named)
