@@ -12,9 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from retouch.editing.cache import PipelineCache
 from retouch.editing.options import Options
@@ -23,8 +21,7 @@ from retouch.editing.result import Edit
 from retouch.editing.settings import scheduler_named
 from retouch.errors import InputError
 from retouch.images.holes import crops, read_hole
-from retouch.images.photo import Patch, Photo
-from retouch.images.seam import seam_score
+from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.recording import Recording
 
@@ -84,10 +81,11 @@ class Editor:
         seeds = [seed + variation for variation in range(options.variations)]
         images, seams = [], []
         for variation, each in enumerate(seeds):
-            patches = [paint(job, index, variation, each) for index in range(len(job.crops))]
+            painted = [paint(job, index, variation, each) for index in range(len(job.crops))]
             with job.timed("finish"):
-                images.append(photo.with_painted(patches))
-                seams.append(_seam(job, patches))
+                images.append(photo.with_painted(patch for patch, _ in painted))
+            known = [seam for _, seam in painted if seam == seam]
+            seams.append(sum(known) / len(known) if known else float("nan"))
         settings = {
             "verb": verb,
             "version": version("retouch"),
@@ -141,16 +139,6 @@ class Editor:
         hidden = options.progress is not None or not self.show_progress
         front.set_progress_bar_config(disable=hidden, leave=False)
         return front
-
-
-def _seam(job: Job, patches: list[Patch]) -> float:
-    """The mean over the crops."""
-    scores = [
-        seam_score(Image.fromarray(joined), Image.fromarray(crop.of(job.hole.levels)))
-        for crop, (_, joined, _) in zip(job.crops, patches, strict=True)
-    ]
-    known = [score for score in scores if score == score]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def _margins(

@@ -26,6 +26,7 @@ from retouch.images.fill import fill_hole
 from retouch.images.holes import Crop, Hole
 from retouch.images.join import join, softened
 from retouch.images.photo import Patch, Photo
+from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.recording import Recording, linear_colours
 
@@ -68,26 +69,28 @@ class _Painting:
     given: np.ndarray  # the photo there
     hole: np.ndarray  # 0 to 1
     feather: float  # in pixels of the photo
+    reach: float  # how far from the hole the model paints, in pixels of the photo
     seed: int
     index: int
     variation: int
 
 
-def paint(job: Job, index: int, variation: int, seed: int) -> Patch:
-    """One crop, painted and joined, and which of its pixels belong into the photo."""
+def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float]:
+    """One crop, painted and joined, which of its pixels belong into the photo, and its seam."""
     crop, factor, options = job.crops[index], job.pipeline.vae_scale_factor, job.options
     with job.timed("prepare"):
         given = job.photo.pixels(crop.box)
         hole = crop.of(job.hole.levels).astype(np.float32) / 255
         # By default a fiftieth of the crop, which is one latent or two.
         feather = max(1.0, 0.02 * max(crop.size)) if options.feather is None else options.feather
+        reach = feather / 2 + factor * max(crop.size) / max(crop.width, crop.height)  # and the latent there
 
     def attempt(pipeline: Pipeline, share: float = 1.0) -> np.ndarray:
         width, height = (
             max(factor, int(side * share) // factor * factor) for side in (crop.width, crop.height)
         )
         smaller = replace(crop, width=width, height=height)
-        painting = _Painting(job, pipeline, smaller, given, hole, feather, seed, index, variation)
+        painting = _Painting(job, pipeline, smaller, given, hole, feather, reach, seed, index, variation)
         return _painted(painting, refine=share == 1)
 
     def tiled() -> Pipeline:
@@ -103,8 +106,12 @@ def paint(job: Job, index: int, variation: int, seed: int) -> Patch:
             ]
         )
     with job.timed("join"):
-        joined = join(given, painted, hole, feather=feather, method=options.join)
-        return crop.box, joined, (joined != given).any(axis=-1) | (hole >= 0.5)
+        joined = join(given, painted, hole, feather=feather, method=options.join, reach=reach)
+        changed = (joined != given).any(axis=-1) | (hole >= 0.5)
+    with job.timed("finish"):
+        # Where old and new count alike: the mask's edge would be deep in the new.
+        edge = Image.fromarray(255 * (softened(hole, feather) >= 0.5).astype(np.uint8))
+        return (crop.box, joined, changed), seam_score(Image.fromarray(joined), edge)
 
 
 def _painted(painting: _Painting, refine: bool) -> np.ndarray:
@@ -123,7 +130,7 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
     coarse = np.asarray(result.resize(own, Image.Resampling.LANCZOS))
     if not refine:
         return coarse
-    joined = join(given, coarse, painting.hole, feather=painting.feather, method=options.join)
+    joined = join(given, coarse, painting.hole, feather=painting.feather, reach=painting.reach)
     fine = Image.fromarray(joined).resize(_fine_size(own, job), Image.Resampling.LANCZOS)
     result = _call(painting, np.asarray(fine), _REFINE, second, report, tile_size=job.working_size)
     return np.asarray(result.resize(own, Image.Resampling.LANCZOS))

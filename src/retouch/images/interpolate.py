@@ -6,8 +6,10 @@ known values as its boundary, as gradient-domain joins need.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
+_NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
 _SWEEPS = 40  # relaxations on each level of the pyramid; the coarse ones have done the far distances
 
 
@@ -35,11 +37,11 @@ def harmonic(values: np.ndarray, known: np.ndarray) -> np.ndarray:
         start = _doubled(harmonic(coarse, share[..., 0] > 0), values.shape[:2])
     else:
         start = pull_push(values, known)
-    field = np.where(known[..., None], values, start)
+    fixed = np.broadcast_to(known[..., None], values.shape)
+    field = np.where(fixed, values, start)
     for _ in range(_SWEEPS):
-        padded = np.pad(field, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        mean = (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]) / 4
-        field = np.where(known[..., None], values, mean)
+        field = cv2.filter2D(field, -1, _NEIGHBOURS, borderType=cv2.BORDER_REPLICATE).reshape(field.shape)
+        np.copyto(field, values, where=fixed)
     return field
 
 

@@ -1,7 +1,7 @@
 """Putting a painted crop back into its photo, so that neither an edge nor a change of colour shows.
 
-A model redraws the whole crop, and its VAE shifts colours a little everywhere. On the ring around the hole
-both the photo and the redrawn version are known: their difference there says what to correct inside.
+A model redraws the whole crop, and its VAE shifts colours a little everywhere. On the ring around what was
+repainted both the photo and the redrawn version are known: their difference there says what to correct.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import numpy as np
 
 from retouch.errors import InputError
 from retouch.images.holes import distance
-from retouch.images.interpolate import harmonic, pull_push
+from retouch.images.interpolate import harmonic
 
 Method = Literal["plain", "match", "poisson"]
 
 _CORRECTED_AT = 512  # longer side in pixels
+_RING = 8.0  # pixels that the ring is wide, at least
+_BLUR = 8.0  # standard deviation in pixels
 
 
 def join(
@@ -27,30 +29,31 @@ def join(
     *,
     feather: float = 0.0,
     method: Method = "match",
+    reach: float = 0.0,
 ) -> np.ndarray:
     """`painted` (height, width, 3) in the hole of `photo`; beyond `feather` pixels, `photo` to the byte.
 
-    "plain" pastes; "match" corrects the colours by the smoothed difference on the ring around the hole;
-    "poisson" makes the difference vanish at the hole's edge and spreads it inwards as smoothly as can be
-    (gradient-domain join), which also carries colours in where the new content touches the edge.
+    "plain" pastes. "match" corrects colours by the smoothed difference on the ring, which begins where
+    nothing was repainted, `reach` pixels from the hole. "poisson" keeps the gradients of `painted` and the
+    colours of `photo` at the hole's edge (gradient-domain join): no edge is left and no feather is needed,
+    but where something new touches the edge, it takes on the colours there.
     """
     if method not in get_args(Method):
         raise InputError(f"join={method!r} is unknown. Accepted are {', '.join(get_args(Method))}.")
     inside = hole > 0
     if not inside.any():
         return photo.copy()
-    hole = hole.astype(np.float32)
-    if method != "plain" and not inside.all():
-        painted = np.clip(painted + correction(photo, painted, inside, feather, method), 0, 255)
-    alpha = softened(hole, feather)[..., None]
+    if not inside.all() and method == "match":
+        painted = np.clip(painted + _shift(photo, painted, inside, max(feather, reach)), 0, 255)
+    elif not inside.all() and method == "poisson":
+        painted = np.clip(painted + harmonic(photo.astype(np.float32) - painted, ~inside), 0, 255)
+    alpha = softened(hole.astype(np.float32), feather)[..., None]
     blended = alpha * painted.astype(np.float32) + (1 - alpha) * photo
     return np.where(alpha > 0, np.rint(blended), photo).astype(photo.dtype)
 
 
-def correction(
-    photo: np.ndarray, painted: np.ndarray, inside: np.ndarray, feather: float, method: Method = "match"
-) -> np.ndarray:
-    """What to add to `painted` so that it agrees with `photo` around the hole."""
+def _shift(photo: np.ndarray, painted: np.ndarray, inside: np.ndarray, reach: float) -> np.ndarray:
+    """What to add to `painted` so that its colours are those of `photo` around the hole."""
     height, width = inside.shape
     shrink = _CORRECTED_AT / max(height, width)
     if shrink < 1:  # what is smooth needs no more resolution
@@ -60,23 +63,24 @@ def correction(
         # Half a pixel of the hole makes a small pixel of it: what the model painted is not the photo's.
         hole = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
         if not hole.all():
-            field = correction(seen, drawn, hole, feather * shrink, method)
+            field = _shift(seen, drawn, hole, reach * shrink)
             return cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
-    difference = photo.astype(np.float32) - painted
-    ring = ~inside & (distance(~inside) <= max(8.0, 2 * feather))
+    away = distance(~inside)
+    reach = min(reach, float(away.max()) / 2)  # a crop with little around the hole
+    ring = ~inside & (away > reach) & (away <= reach + max(_RING, reach))
     # Single pixels differ by what the VAE could not draw; only their mean is a shift of colour.
-    smooth = _blurred(difference, ring, radius=4.0 if method == "poisson" else 12.0)
-    return harmonic(smooth, ring) if method == "poisson" else pull_push(smooth, ring)
+    return harmonic(_blurred(photo.astype(np.float32) - painted, ring), ring)
 
 
-def _blurred(values: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray:
+def _blurred(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """The mean of the neighbours within the region, weighted by distance; outliers count as the limit."""
     inside = values[where]
-    limit = 3 * np.median(np.abs(inside - np.median(inside, axis=0)), axis=0) + 2
-    values = np.clip(values, np.median(inside, axis=0) - limit, np.median(inside, axis=0) + limit)
+    middle = np.median(inside, axis=0)
+    limit = 3 * np.median(np.abs(inside - middle), axis=0) + 2
+    values = np.clip(values, middle - limit, middle + limit)
     weight = where.astype(np.float32)[..., None]
-    summed = cv2.GaussianBlur(values * weight, (0, 0), radius)
-    share = cv2.GaussianBlur(weight, (0, 0), radius)[..., None]
+    summed = cv2.GaussianBlur(values * weight, (0, 0), _BLUR)
+    share = cv2.GaussianBlur(weight, (0, 0), _BLUR)[..., None]
     return np.where(weight > 0, summed / np.maximum(share, 1e-6), 0)
 
 

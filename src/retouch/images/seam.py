@@ -1,46 +1,79 @@
 """How visible the edge of a repainted area is, as one number.
 
-For neighbouring pixels p, q let d(p, q) be the mean over the channels of |p - q|, in levels of 0 to 255.
-With J the mean of d over the pairs that the mask's edge divides, and R its mean over the pairs beside the
-edge (both pixels on one side, within `ring` pixels of it),
+A sharp edge jumps between neighbouring pixels. One hidden under a feather does not, but the colours on its
+two sides may still differ, over as many pixels as the feather is wide. So the jump is measured at several
+scales s, between square windows of s x s pixels that lie in one row or column with s - 1 pixels between them.
+For two such windows let d be the difference of their mean colours in levels of 0 to 255, averaged over the
+channels without regard to sign. With J(s) the mean of d over the pairs that lie on different sides of the
+mask's edge, and R(s) its mean over those on the same side, all within 4 s pixels of the edge,
 
-    seam = (J + 1) / (R + 1)
+    seam = geometric mean, over s = 1, 2, 4, 8, 16, of (J(s) + 1) / (R(s) + 1)
 
-1 means that the edge is as smooth as its surroundings; 2, that it jumps twice as hard. One level is added so
-that a plain sky does not turn a step that nobody can see into a large number.
+1 means that the edge is as smooth as its surroundings at all scales. One level is added so that a plain sky
+does not turn a step that nobody can see into a large number. Scales too coarse for the mask are left out.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from retouch.errors import InputError
+from retouch.images.holes import distance
 from retouch.images.masks import harden, mask_values
 from retouch.images.modes import plain_rgb
 
+_SCALES = (1, 2, 4, 8, 16)
+_RING = 4  # in scales
 
-def seam_score(image: Image.Image, mask: Image.Image, ring: int = 4) -> float:
+
+def seam_score(image: Image.Image, mask: Image.Image) -> float:
     """The seam along the edge of `mask` in `image`; 1 is none. NaN if the mask has no edge."""
-    pixels = np.asarray(plain_rgb(image), np.float32)
     inside = harden(mask_values(mask))[0, 0].numpy() > 0
-    if inside.shape != pixels.shape[:2]:
+    if inside.shape != (image.height, image.width):
         raise InputError(
             f"mask is {inside.shape[1]}x{inside.shape[0]} but image is {image.width}x{image.height}. A seam "
             f"is measured along a mask of the picture's size; resize the mask with mask.resize(image.size)."
         )
-    near = _grown(inside, ring) & ~_grown(inside, -ring)
+    if inside.all() or not inside.any():
+        return float("nan")
+    pixels = np.asarray(plain_rgb(image), np.float32)
+    away = np.where(inside, distance(inside), distance(~inside))
+    known = [ratio for scale in _SCALES if (ratio := _at_scale(pixels, inside, away, scale)) is not None]
+    return float(np.exp(np.mean(np.log(known)))) if known else float("nan")
+
+
+def _at_scale(pixels: np.ndarray, inside: np.ndarray, away: np.ndarray, scale: int) -> float | None:
+    near = away <= (_RING + 1) * scale
+    if min(inside.shape) < scale or not near.any():
+        return None
+    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    colours, share, far = (_windows(field[part], scale) for field in (pixels, inside, away))
+    close = far <= _RING * scale
+    side = np.where(share > 0.999, 1, np.where(share < 0.001, -1, 0))  # 0: on both
     across, beside = [], []
     for axis in (0, 1):
-        jump = np.abs(np.diff(pixels, axis=axis)).mean(axis=-1)
-        first, second = (inside[:-1], inside[1:]) if axis == 0 else (inside[:, :-1], inside[:, 1:])
-        both_near = near[:-1] & near[1:] if axis == 0 else near[:, :-1] & near[:, 1:]
-        across.append(jump[first != second])
-        beside.append(jump[(first == second) & both_near])
-    edge, surroundings = np.concatenate(across), np.concatenate(beside)
-    if not edge.size or not surroundings.size:
-        return float("nan")
-    return float((edge.mean() + 1) / (surroundings.mean() + 1))
+        first, second = _pairs(colours, axis, scale)
+        jump = np.abs(first - second).mean(axis=-1)
+        both = np.multiply(*_pairs(side, axis, scale))
+        is_close = np.logical_and(*_pairs(close, axis, scale))
+        across.append(jump[both < 0])
+        beside.append(jump[(both > 0) & is_close])
+    edge, ring = np.concatenate(across), np.concatenate(beside)
+    return float((edge.mean() + 1) / (ring.mean() + 1)) if edge.size and ring.size else None
+
+
+def _windows(field: np.ndarray, scale: int) -> np.ndarray:
+    """Means of all windows that lie in the field, by their first pixel."""
+    means = cv2.blur(field.astype(np.float32), (scale, scale), anchor=(0, 0))
+    return means[: field.shape[0] - scale + 1, : field.shape[1] - scale + 1]
+
+
+def _pairs(field: np.ndarray, axis: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    step = 2 * scale - 1
+    return (field[:-step], field[step:]) if axis == 0 else (field[:, :-step], field[:, step:])
 
 
 def change(before: Image.Image, after: Image.Image, mask: Image.Image) -> tuple[float, float]:
@@ -49,17 +82,3 @@ def change(before: Image.Image, after: Image.Image, mask: Image.Image) -> tuple[
     inside = harden(mask_values(mask))[0, 0].numpy() > 0
     inner, outer = moved[inside], moved[~inside]
     return float(inner.mean()) if inner.size else 0.0, float(outer.mean()) if outer.size else 0.0
-
-
-def _grown(inside: np.ndarray, by: int) -> np.ndarray:
-    """Grown by so many pixels in city-block distance; shrunk if negative."""
-    if by < 0:
-        return ~_grown(~inside, -by)
-    for _ in range(by):
-        grown = inside.copy()
-        grown[1:] |= inside[:-1]
-        grown[:-1] |= inside[1:]
-        grown[:, 1:] |= inside[:, :-1]
-        grown[:, :-1] |= inside[:, 1:]
-        inside = grown
-    return inside

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 import retouch
 from retouch.images.seam import change, seam_score
@@ -36,12 +38,60 @@ def test_a_step_scores_as_the_formula_says(hole: np.ndarray) -> None:
     flat = np.full((60, 80, 3), 100.0)
     flat[hole > 0] += 20
     assert seam_score(picture(flat), Image.fromarray(hole)) == pytest.approx(21)
-    sloped = 2.0 * np.arange(80)[None, :, None] + np.zeros((60, 80, 3))
-    sloped[hole > 0] += 10
-    vertical, horizontal = (8 + 12) / 2, 10  # steps of the left and right edge, and of top and bottom
-    edge = (vertical * 2 * 20 + horizontal * 2 * 35) / (2 * 20 + 2 * 35)
-    score = seam_score(picture(sloped), Image.fromarray(hole))
-    assert (edge + 1) / (2 + 1) < score < (edge + 1) / (0 + 1), "the slope beside the edge counts against it"
+
+
+def by_hand(pixels: np.ndarray, inside: np.ndarray) -> float:
+    """The formula at the top of the module, pair by pair."""
+    away = np.maximum(distance_transform_edt(inside), distance_transform_edt(~inside))
+    height, width = inside.shape
+    ratios = []
+    for s in (1, 2, 4, 8, 16):
+        across, beside = [], []
+        for y, x in itertools.product(range(height - s + 1), range(width - s + 1)):
+            here = slice(y, y + s), slice(x, x + s)
+            for down, right in ((2 * s - 1, 0), (0, 2 * s - 1)):
+                if y + down + s > height or x + right + s > width:
+                    continue
+                there = slice(y + down, y + down + s), slice(x + right, x + right + s)
+                d = np.abs(pixels[here].mean((0, 1)) - pixels[there].mean((0, 1))).mean()
+                shares = sorted((inside[here].mean(), inside[there].mean()))
+                if shares == [0, 1]:
+                    across.append(d)
+                elif shares in ([0, 0], [1, 1]) and max(away[here].mean(), away[there].mean()) <= 4 * s:
+                    beside.append(d)
+        if across and beside:
+            ratios.append((np.mean(across) + 1) / (np.mean(beside) + 1))
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+@pytest.mark.parametrize("shape", ["box", "ellipse"])
+def test_it_is_what_the_formula_says(shape: str) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (26, 34, 3)).astype(np.uint8)
+    y, x = np.mgrid[0:26, 0:34]
+    inside = (x > 15) & (y > 4) if shape == "box" else ((x - 16) / 10) ** 2 + ((y - 13) / 8) ** 2 < 1
+    score = seam_score(Image.fromarray(pixels), Image.fromarray(255 * inside.astype(np.uint8)))
+    assert score == pytest.approx(by_hand(pixels.astype(float), inside), rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [6, 12, 24])
+def test_a_feather_hides_no_step(width: int) -> None:
+    """Wider than one scale's ring, it is seen at another."""
+    flat = np.full((160, 200, 3), 100.0)
+    mask = np.zeros((160, 200), np.uint8)
+    mask[:, 100:] = 255
+    ramp = np.clip((np.arange(200) - 100 + width / 2) / width, 0, 1)[None, :, None]
+    seam = seam_score(picture(flat + 20 * ramp), Image.fromarray(mask))
+    hard = seam_score(picture(flat + 20 * (ramp >= 0.5)), Image.fromarray(mask))
+    assert hard == pytest.approx(21)
+    assert 1.8 < seam < 0.6 * hard
+
+
+def test_scales_too_coarse_for_the_mask_are_left_out() -> None:
+    flat = np.full((40, 40, 3), 100.0)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[20, 20] = 255
+    flat[20, 20] += 20
+    assert seam_score(picture(flat), Image.fromarray(mask)) == pytest.approx(21)
 
 
 def test_more_of_a_step_scores_more(textured: np.ndarray, hole: np.ndarray) -> None:
