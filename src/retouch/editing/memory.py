@@ -34,14 +34,13 @@ def release() -> None:
 
 def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
     """The same models, but the VAE works in tiles of at most `side` pixels; the given one is not touched."""
-    if not hasattr(pipeline.vae, "enable_tiling"):
-        return pipeline
     vae = copy.copy(pipeline.vae)  # shares the weights
     factor = pipeline.vae_scale_factor
     side = max(1, min(side, getattr(vae, "tile_sample_min_size", side)) // factor) * factor
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
-    return type(pipeline).from_pipe(pipeline, vae=vae)
+    name = next(name for name, part in pipeline.components.items() if part is pipeline.vae)
+    return type(pipeline).from_pipe(pipeline, **{name: vae})
 
 
 def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
