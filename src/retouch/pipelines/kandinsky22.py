@@ -7,21 +7,25 @@ Its oddities are converted here: the UNet predicts a variance besides the noise,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
+from retouch.pipelines.bundle import Bundle
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.request import Request, argument
 from retouch.pipelines.vae import guarded
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.guidance import Guidance
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The latents around one in the hole that belong to it, too: (rows down, columns right). Two corners do not.
 _NEIGHBOURS = ((0, 0), (-1, -1), (-1, 0), (0, -1), (0, 1), (1, 0), (1, 1))
@@ -144,11 +148,11 @@ class Kandinsky22(Pipeline):
         self.movq = movq
 
     @classmethod
-    def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
-        given = dict(components)
-        if "vae" in given:
-            given["movq"] = given.pop("vae")
-        return super()._component_arguments(given)
+    def from_pipe(cls, pipeline: Bundle, **components: Any) -> Self:
+        """The same parts behind another front; nothing is copied. `vae` is a name of `movq`."""
+        if "vae" in components:
+            components["movq"] = components.pop("vae")
+        return super().from_pipe(pipeline, **components)
 
     @property
     def movq_scale_factor(self) -> int:
