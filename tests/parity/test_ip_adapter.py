@@ -221,8 +221,10 @@ def test_other_tasks(request: pytest.FixtureRequest, checkpoint: str, task: str)
     loaded(pair, "plus")
     both(pair, "set_ip_adapter_scale", 0.6)
     told = {"ip_adapter_masks": [masks(LEFT)]}
-    compared(pair, ip_adapter_image=photo(5), strength=0.8)
-    compared(pair, ip_adapter_image=photo(5), cross_attention_kwargs=told, strength=0.8)
+    # A small scale, because it multiplies the roundings of the two libraries' networks.
+    options = {"strength": 0.8, "guidance_scale": 1.5, "tolerance": 2e-5}
+    compared(pair, ip_adapter_image=photo(5), **options)
+    compared(pair, ip_adapter_image=photo(5), cross_attention_kwargs=told, **options)
 
 
 @pytest.mark.parametrize("guess_mode", [False, True])

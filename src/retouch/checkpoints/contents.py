@@ -20,7 +20,7 @@ _SIGNS = (
         "a textual inversion embedding",
         "Load a checkpoint, then add it with the pipeline's load_textual_inversion",
     ),
-    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "It is added to a checkpoint: load one first"),
+    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "Load a checkpoint, then add it with load_ip_adapter"),
     (r"^(adapter\.)?body\.\d", "a T2I-Adapter", "T2I-Adapters are not supported; use a ControlNet"),
     (r"motion_modules?\.", "an AnimateDiff motion module", "Video models are not supported"),
     (r"\b(double|single)_blocks\.\d", "a Flux model", "Use a Stable Diffusion 1.x, 2.x or XL checkpoint"),

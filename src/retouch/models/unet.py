@@ -71,7 +71,7 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         encoder_hidden_states: Tensor | None = None,
         *,
         timestep_cond: Tensor | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
         return_dict: bool = True,
@@ -79,7 +79,8 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         """Predict from (batch, in_channels, height, width) latents of any height and width.
 
         `timestep` is one for all or one per row. A model that is told an image embedding takes it in
-        `added_cond_kwargs`, and no `encoder_hidden_states`. The residuals are a ControlNet's: one for each
+        `added_cond_kwargs`, and no `encoder_hidden_states`; one with IP-Adapters takes both, and a list of
+        embeddings. The residuals are a ControlNet's: one for each
         kept tensor, in the order of the way down, and one for the middle.
         """
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)

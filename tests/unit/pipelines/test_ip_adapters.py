@@ -235,6 +235,26 @@ def test_threads_with_scales_and_masks_of_their_own(pipeline: Any) -> None:
     assert all(torch.equal(together[number], alone[number]) for number in range(3))
 
 
+def test_a_callback_that_switches_guidance_off(pipeline: Any) -> None:
+    """It leaves the text of the positive side alone, and with it goes that side's image."""
+    pipeline.load_ip_adapter(ip_adapter(pipeline.unet, "plus"))
+    seen = {"ip_adapter_image": photo(5), "num_inference_steps": 3}
+
+    def off(run: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        run._guidance_scale = 0.0
+        return {"prompt_embeds": tensors["prompt_embeds"][-1:]}
+
+    def ineffective(run: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        run._guidance_scale = 1.0 + 1e-9
+        return {}
+
+    images = []
+    for callback in (off, ineffective):
+        options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        images.append(paint(pipeline, **seen, **options))
+    assert (images[0] - images[1]).abs().max() < 1e-5  # a scale of 1 is the positive side alone
+
+
 def test_a_prompt_has_embeds_of_its_own(pipeline: Any) -> None:
     pipeline.load_ip_adapter(ip_adapter(pipeline.unet))
     singles, halves = [], []
