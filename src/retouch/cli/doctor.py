@@ -193,14 +193,14 @@ def _print(report: dict[str, Section], advice: list[str]) -> None:
     for title, section in report.items():
         typer.echo(title)
         for key, value in section.items():
+            if value is None:
+                continue
             typer.echo(f"  {key.removesuffix('_bytes').replace('_', ' '):22} {_shown(key, value)}")
     for line in advice:
         complain(line, "warning")
 
 
 def _shown(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
     if key.endswith("bytes"):
         return megabytes(value)
     if isinstance(value, bool):

@@ -53,7 +53,8 @@ def models(
     _print_cached(cached if everything else ours)
     if others and not everything:
         size = megabytes(sum(entry["bytes"] for entry in others))
-        typer.echo(f"  and {len(others)} repositories of other kinds, {size} (--all shows them)")
+        count = "1 repository" if len(others) == 1 else f"{len(others)} repositories"
+        typer.echo(f"  and {count} of other kinds, {size} (--all shows them)")
     there = {entry["short_name"] for entry in cached}
     rows = [
         (name, f"{entry.size_gb:g} GB", entry.licence, entry.note)
@@ -112,7 +113,7 @@ def remove(
     from huggingface_hub import scan_cache_dir
 
     repository = str(resolve(name))
-    _, cached = _cached()
+    folder, cached = _cached()
     found = next((entry for entry in cached if entry["repository"] == repository), None)
     if found is None:
         there = ", ".join(entry["repository"] for entry in cached) or "nothing"
@@ -120,14 +121,11 @@ def remove(
     if not yes and not _is_confirmed(f"Remove {repository}, {megabytes(found['bytes'])}?", ask=not json):
         complain("kept")
         return
-    scan = scan_cache_dir()
-    commits = [
-        revision.commit_hash
-        for repo in scan.repos
-        if repo.repo_type == "model" and repo.repo_id == repository
-        for revision in repo.revisions
-    ]
-    plan = scan.delete_revisions(*commits)
+    scan = scan_cache_dir(folder)
+    its = [repo for repo in scan.repos if (repo.repo_type, repo.repo_id) == ("model", repository)]
+    # Revisions are told by their commit alone, and a copy of a repository has the same commits.
+    alone = dataclasses.replace(scan, repos=frozenset(its))
+    plan = alone.delete_revisions(*(revision.commit_hash for repo in its for revision in repo.revisions))
     plan.execute()
     if json:
         answer({"repository": repository, "freed_bytes": plan.expected_freed_size})
@@ -139,8 +137,9 @@ def _is_confirmed(question: str, *, ask: bool) -> bool:
     try:
         if ask:
             return typer.confirm(question, err=True)
-    except typer.Abort:
-        pass
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
     raise InputError(f"{question} Nobody is there to confirm it. Give --yes.") from None
 
 

@@ -75,7 +75,8 @@ def of_picture(path: Path) -> Facts:
                 "height": picture.height,
                 "mode": picture.mode,
             }
-            text = dict(getattr(picture, "text", {}))
+            # Not `picture.text`, which reads the pixels to get at what comes after them.
+            text = {key: value for key, value in picture.info.items() if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} is neither a picture that can be read ({error}) nor a file of weights. Accepted are "
@@ -194,7 +195,7 @@ def of_folder(folder: Path) -> Facts:
     if config.get("_class_name"):
         name = str(config["_class_name"])
         family = _FAMILIES.get(config.get("cross_attention_dim") or 0)
-        facts["what"] = f"a {name}" + (f" for {family}" if family else "") + ", one part of a checkpoint"
+        facts["what"] = f"one part of a checkpoint{f' of {family}' if family else ''}: {name}"
         facts["use"] = f"retouch.{name}.from_pretrained({str(folder)!r})"
         return facts
     lone = sorted(folder.glob("*.safetensors"))

@@ -169,7 +169,7 @@ def _inputs(
     from retouch.editing.options import Options
     from retouch.editing.settings import scheduler_named
     from retouch.images.files import load_image
-    from retouch.images.holes import read_hole
+    from retouch.images.holes import crops, read_hole
     from retouch.images.photo import Photo, check_holds
     from retouch.schedulers import DDIMScheduler
 
@@ -186,7 +186,9 @@ def _inputs(
     if isinstance(where, str):
         where = load_image(where, lambda opened: opened)
     reading = ("mask_mode", "invert", "grow", "fit_mask")
-    read_hole(where, picture.size, **{name: options[name] for name in reading if name in options})
+    hole = read_hole(where, picture.size, **{name: options[name] for name in reading if name in options})
+    if "context" in options:
+        crops(hole, 512, context=options["context"])
     return picture, where
 
 
