@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from retouch.checkpoints.locate import Checkpoint
-from retouch.checkpoints.single_file import names_single_file
+from retouch.checkpoints.single_file import SingleFile, names_single_file
 from retouch.errors import ConfigError
 from retouch.pipelines.controlnet_names import (
     StableDiffusionControlNetImg2ImgPipeline,
@@ -88,7 +88,7 @@ class _AutoPipeline:
     def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
         """Fetch all that `from_pretrained` needs, and load none of it; the folders, or the file, it is in."""
         if names_single_file(name):
-            return [open_single_file(name, **location)[0].path]
+            return [SingleFile.open(name, **location).path]
         index = Checkpoint.open(name, **location).index()
         kind = cls._choose(index.get("_class_name"), str(name), {})
         return _with_prior(kind).download(name, **location)
