@@ -156,7 +156,7 @@ def test_parts_that_the_caller_brings(tiny_single_file: TinyFile, tmp_path: Path
     scheduler = retouch.EulerDiscreteScheduler(steps_offset=1)
     pipeline = retouch.AutoPipelineForInpainting.from_single_file(path, config=folder, scheduler=scheduler)
     assert pipeline.scheduler is scheduler
-    with pytest.raises(InputError, match="does not know brush"):
+    with pytest.raises(InputError, match="cannot be made with brush"):
         retouch.AutoPipelineForInpainting.from_single_file(path, config=folder, brush=1)
 
 
