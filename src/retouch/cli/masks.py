@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,7 +91,7 @@ def mask(
     if alpha:
         parts.append(selection.transparent(opened.image))
     hole = read_hole(parts, opened.size, invert=invert, grow=grow)
-    values = _feathered(hole, feather)
+    values = _faded(hole, feather)
     with written(target) as temporary:
         Image.fromarray(values).save(temporary)
     if preview is not None:
@@ -102,6 +103,7 @@ def mask(
 def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(int(number) if number.is_integer() else number for number in numbers)
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(abs(number) < 1e6 for number in numbers):
@@ -112,16 +114,19 @@ def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def _feathered(hole: Hole, feather: float) -> np.ndarray:
-    """0 to 255; what is white stays white, and fades out around it."""
+def _faded(hole: Hole, feather: float) -> np.ndarray:
+    """The hole's levels; what is white stays white, and fades out around it."""
     import numpy as np
 
-    from retouch.images.join import feathered
+    from retouch.images.join import softened
 
-    values = hole.values
+    levels = hole.levels.copy()
     if feather:
-        values = np.maximum(values, feathered(values >= 0.5, feather))
-    return np.rint(255 * values).astype(np.uint8)
+        left, top, right, bottom = hole.box
+        reach = math.ceil(feather) + 1
+        part = levels[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
+        part[:] = np.rint(255 * softened(part.astype(np.float32) / 255, feather))
+    return levels
 
 
 def _overlay(photo: Photo, values: np.ndarray) -> Image.Image:
