@@ -17,6 +17,7 @@ from torch import Tensor
 
 import retouch
 from retouch.errors import CheckpointError, InputError
+from retouch.pipelines.placement import ModelOffload, SequentialOffload
 
 State = dict[str, dict[str, Tensor]]
 
@@ -331,3 +332,28 @@ def test_layers_keep_their_precision_and_place(pipeline: Any) -> None:
     moved = copy.deepcopy(pipeline.unet).to(torch.bfloat16)
     assert {buffer.dtype for buffer in moved.buffers()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in pipeline.unet.buffers()} == {torch.float32}
+
+
+@pytest.mark.parametrize("strategy", [ModelOffload, SequentialOffload])
+def test_offloaded(pipeline: Any, strategy: Any) -> None:
+    pipeline.load_ip_adapter(ip_adapter(pipeline.unet, "plus"))
+    image = paint(pipeline, ip_adapter_image=photo())
+    resident = pipeline.placement
+    try:
+        pipeline.placement = strategy(pipeline, torch.device("cpu"))
+        assert torch.equal(paint(pipeline, ip_adapter_image=photo()), image)
+    finally:
+        pipeline.placement = resident
+
+
+def test_a_compiled_unet(pipeline: Any) -> None:
+    plain = pipeline.unet
+    before = paint(pipeline)
+    try:
+        pipeline.unet = torch.compile(plain, backend="eager")
+        pipeline.load_ip_adapter(ip_adapter(plain))
+        assert not torch.equal(paint(pipeline, ip_adapter_image=photo()), before)
+        pipeline.unload_ip_adapter()
+        assert torch.equal(paint(pipeline), before)
+    finally:
+        pipeline.unet = plain
