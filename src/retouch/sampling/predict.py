@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retouch.sampling.conditioning import each
 from retouch.sampling.control import Control
 from retouch.sampling.guidance import Guidance
 from retouch.schedulers.plan import Plan, Step
@@ -27,8 +28,11 @@ class Predictor:
 
     def __call__(self, latents: Tensor, step: Step) -> Tensor:
         x = self.guidance.repeat(self.plan.scale_input(latents, step))
-        extra = {} if self.control is None else self.control(x, step, self.inputs, self.guidance)
+        inputs = self.inputs
+        if not self.guidance.active:  # it may have been switched off on the way: then the positive rows count
+            inputs = each(inputs, lambda rows: rows[-len(latents) :])
+        extra = {} if self.control is None else self.control(x, step, inputs, self.guidance)
         if self.channels is not None:  # after scaling: a mask is not noise
             x = torch.cat([x, self.guidance.repeat(self.channels)], dim=1)
-        prediction = self.model(x, step.timestep, **self.inputs, **extra, return_dict=False)[0]
+        prediction = self.model(x, step.timestep, **inputs, **extra, return_dict=False)[0]
         return self.guidance.combine(prediction)

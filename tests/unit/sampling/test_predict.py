@@ -50,12 +50,15 @@ def test_channels_are_joined_after_scaling_and_are_not_scaled(active: bool) -> N
         assert torch.equal(rows[:, :4], LATENTS / 2) and torch.equal(rows[:, 4:], CHANNELS)
 
 
-def test_guidance_can_be_switched_off_between_two_steps() -> None:
+@pytest.mark.parametrize("cut", [True, False])
+def test_guidance_can_be_switched_off_between_two_steps(cut: bool) -> None:
+    """Whoever switches it off may leave both sides in the inputs: the positive one counts."""
     model = FakeModel()
     predict = predictor(model, Guidance(3.0), CHANNELS)
     predict(LATENTS, FakePlan().steps[0])
     predict.guidance.active = False
-    predict.inputs = {"text": POSITIVE}
+    if cut:
+        predict.inputs = {"text": POSITIVE}
     assert torch.equal(predict(LATENTS, FakePlan().steps[1]), LATENTS / 2 + 5)
     assert [len(call["x"]) for call in model.calls] == [4, 2]
 
