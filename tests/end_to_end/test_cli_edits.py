@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shlex
@@ -16,6 +17,8 @@ from PIL import Image
 from retouch.cli.progress import StepBar
 from retouch.editing.editor import Editor
 from retouch.editing.models import SHORT_NAMES
+
+HOLE_TEXT = ",".join(map(str, HOLE))
 
 # Small and quick, and the same numbers everywhere.
 QUICK = ("--steps", 2, "--size", 64, "--dtype", "float32", "--device", "cpu")
@@ -64,7 +67,7 @@ def test_the_default_name_is_a_new_one(pixels: np.ndarray, tiny_sd: Path) -> Non
 
 
 def test_a_box_is_a_mask(pixels: np.ndarray, tiny_sd_inpaint: Path) -> None:
-    for mask, name in (("mask.png", "a.png"), (",".join(map(str, HOLE)), "b.png")):
+    for mask, name in (("mask.png", "a.png"), (HOLE_TEXT, "b.png")):
         done("inpaint", "photo.png", mask, "-m", tiny_sd_inpaint, "-o", name, *QUICK, "--seed", 1)
     np.testing.assert_array_equal(read("a.png"), read("b.png"))
 
@@ -170,7 +173,7 @@ def test_the_mode_stays_and_a_jpeg_is_noted(pixels: np.ndarray, tiny_sd_inpaint:
     for quality in (30, 95):
         result = done(
             "erase", "photo.png", "mask.png", "-m", tiny_sd_inpaint, "-o", "out.jpg", "--quality", quality,
-            "--overwrite", *QUICK,
+            "--overwrite", *QUICK, "--seed", 1,
         )  # fmt: skip
         (line,) = result.stderr.splitlines()
         assert line.startswith("warning: JPEG compresses")
@@ -260,6 +263,7 @@ BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
     "no ending": (["photo.png", "mask.png", "-o", "out"], ".png"),
     "unknown ending": (["photo.png", "mask.png", "-o", "out.xyz"], ".png"),
     "text as animation": (["photo.png", "mask.png", "--gif", "out.txt"], ".gif"),
+    "quality of a PNG": (["photo.png", "mask.png", "-o", "out.png", "--quality", "80"], "--quality 80"),
     "strength": (["photo.png", "mask.png", "--strength", "1.5"], "--strength 1.5"),
     "size": (["photo.png", "mask.png", "--size", "3"], "--size"),
     "seed": (["photo.png", "mask.png", "--seed", "-4"], "--seed"),
@@ -360,3 +364,10 @@ def test_open_shows_the_first_result(
         "erase", "photo.png", "mask.png", "-m", tiny_sd, "-o", "out.png", "--variations", 2, "--open", *QUICK
     )
     assert opened == ["out-1.png"]
+
+
+def test_a_result_tells_names_but_no_folders(pixels: np.ndarray, tiny_sd: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(Path("photo.png").read_bytes()).decode()
+    for photo, name in ((str(Path("photo.png").absolute()), "photo.png"), (url, "data.png")):
+        answer = answered("erase", photo, HOLE_TEXT, "-m", tiny_sd, *QUICK)
+        assert (answer["settings"]["photo"], answer["settings"]["mask"]) == (name, HOLE_TEXT)

@@ -55,6 +55,15 @@ def check_animation_name(path: Path | None) -> None:
         )
 
 
+def check_quality(path: Path, quality: int | None) -> None:
+    """Refuse a quality for a file that keeps all of a picture."""
+    if quality is not None and path.suffix.lower() not in (".jpg", ".jpeg", ".webp", ".avif"):
+        raise InputError(
+            f"--quality {quality} was given for {path.name!r}. It is for .jpg, .webp and .avif. Leave it "
+            f"out, or choose one of these endings."
+        )
+
+
 @contextmanager
 def written(target: Path) -> Iterator[Path]:
     """A file beside the target to write to; it takes the target's place when all went well."""

@@ -13,6 +13,7 @@ import typer
 
 from retouch.cli.files import (
     check_animation_name,
+    check_quality,
     check_targets,
     default_name,
     series,
@@ -132,6 +133,7 @@ def run(
     targets = series(output.output or default_name(photo, verb), options.get("variations", 1))
     check_targets([*targets, *([output.gif] if output.gif else [])], overwrite=output.overwrite)
     check_animation_name(output.gif)
+    check_quality(targets[0], output.quality)
     picture, where = _inputs(photo, mask, options, model, targets)
 
     import retouch
@@ -140,13 +142,11 @@ def run(
     start = time.perf_counter()
     editor = retouch.load(model.model, progress=False, **model.loading())
     loaded = time.perf_counter() - start
-    recording = retouch.Recording() if output.gif else None
     with StepBar(preview=output.preview) as bar:
-        edit = paint(editor, picture, where, {**options, "progress": bar.update, "record": recording})
+        listening = {"progress": bar.update, "record": output.gif is not None}
+        edit = paint(editor, picture, where, options | listening)
         bar.finish(edit.image, edit.crop)
-    named = {"photo": Path(photo).name}
-    if mask is not None:
-        named["mask"] = mask if isinstance(as_mask(mask), tuple) else Path(mask).name
+    named = {"photo": _called(photo)} | ({} if mask is None else {"mask": _called(mask)})
     edit = dataclasses.replace(
         edit, settings={**edit.settings, **named}, timings={"load": loaded, **edit.timings}
     )
@@ -155,7 +155,7 @@ def run(
         for index, path in enumerate(targets)
     ]
     if output.gif:
-        _save_animation(recording, output.gif)
+        _save_animation(edit.recording, output.gif)
     _tell(edit, paths, output)
     if output.open:
         typer.launch(str(paths[0]))
@@ -192,11 +192,14 @@ def _inputs(
     return picture, where
 
 
+def _called(source: str) -> str:
+    """What a result tells of its source: a box, or a file's name, without the folders or a URL's keys."""
+    if isinstance(as_mask(source), tuple):
+        return source
+    return "data.png" if source.startswith("data:") else Path(source.split("?")[0]).name
+
+
 def _save_animation(recording: Any, target: Path) -> None:
-    """The first run of a recording: further crops and variations are other pictures, of other sizes."""
-    frames = recording.frames
-    end = next((i for i in range(1, len(frames)) if frames[i].step <= frames[i - 1].step), len(frames))
-    recording = dataclasses.replace(recording, frames=frames[:end])
     with written(target) as temporary:
         (recording.save_gif if target.suffix.lower() == ".gif" else recording.save_webp)(temporary)
 
