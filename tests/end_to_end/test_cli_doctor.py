@@ -74,3 +74,15 @@ def test_it_advises(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = retouch("doctor", "--device", "cpu").stderr.splitlines()
     for word in ("HF_HOME", "main memory", "CUDA"):
         assert sum(word in line for line in lines) == 1
+
+
+def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_devices", lambda: ["cuda:0", "cuda:1", "cpu"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (10**9, (1 + place.index) * 10**10))
+    place = torch.device("cuda", 1)
+    compute = module._compute(place, torch.float16)
+    assert compute["devices"] == ["cuda:0 (card 0)", "cuda:1 (card 1)", "cpu"]
+    assert compute["precision"] == "float16" and "flash" in compute["attention"]
+    memory = module._memory(place)
+    assert (memory["device_free_bytes"], memory["device_bytes"]) == (10**9, 2 * 10**10)

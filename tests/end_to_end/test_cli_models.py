@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import answered, done, refused, retouch
+from cli_runs import answered, done, read, refused, retouch, write_photo
 from huggingface_hub import constants
+from tiny_checkpoints_kandinsky import PRIOR_ID
 
 from retouch.editing.models import SHORT_NAMES
 from retouch.pipelines.auto import AutoPipelineForInpainting
@@ -138,3 +140,24 @@ def test_what_cannot_be_pulled_is_one_line(hub: Any, tmp_path: Path, name: str, 
 def test_without_a_network_pull_says_so(hub: Any) -> None:
     hub.close()
     assert "gave no answer" in refused("models", "pull", "org/name")
+
+
+def test_kandinsky_comes_with_its_prior_and_paints(
+    hub: Any,
+    tiny_kandinsky_inpaint: Path,
+    tiny_kandinsky_prior: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.add(SHORT_NAMES["kandinsky22"].repository, tiny_kandinsky_inpaint)
+    hub.add(PRIOR_ID, tiny_kandinsky_prior)
+    assert len(answered("models", "pull", "kandinsky22")["places"]) == 2
+    hub.close()
+    pixels = write_photo(tmp_path / "photo.png")
+    words = ("24,16,56,48", "a cat", "-m", "kandinsky22", "-o", "out.png", "--steps", 2, "--size", 64)
+    done("inpaint", "photo.png", *words)
+    assert (read("out.png") != pixels)[16:48, 24:56].any(axis=-1).mean() > 0.9
+    facts = answered("info", "kandinsky22")
+    assert facts["what"] == "a checkpoint of Kandinsky, made for inpainting"
+    assert answered("info", shlex.split(facts["use"])[-1])["path"] == facts["path"]
