@@ -40,7 +40,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a model was loaded for a request that cannot be met")
 
     monkeypatch.setattr("retouch.editing.editor.load", load)
-    monkeypatch.setattr("retouch.load", load, raising=False)
 
 
 def files() -> list[str]:

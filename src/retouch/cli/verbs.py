@@ -136,11 +136,11 @@ def run(
     check_quality(targets[0], output.quality)
     picture, where = _inputs(photo, mask, options, model, targets)
 
-    import retouch
     from retouch.cli.progress import StepBar
+    from retouch.editing.editor import load
 
     start = time.perf_counter()
-    editor = retouch.load(model.model, progress=False, **model.loading())
+    editor = load(model.model, progress=False, **model.loading())
     loaded = time.perf_counter() - start
     with StepBar(preview=output.preview) as bar:
         listening = {"progress": bar.update, "record": output.gif is not None}
