@@ -9,10 +9,12 @@ from typing import Any
 from retouch.errors import InputError
 from retouch.schedulers import by_name
 
-_KARRAS = {"use_karras_sigmas": True}
+_MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+_LATENT = {"clip_sample": False}  # some checkpoints' files leave it out, and the default is for pixels
+# What tells a sampler from others of its class is set in all of them: a checkpoint may come with either.
 _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", _LATENT),
+    "ddpm": ("DDPMScheduler", _LATENT),
     "pndm": ("PNDMScheduler", {}),
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -21,31 +23,26 @@ _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "dpm2": ("KDPM2DiscreteScheduler", {}),
     "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpm++ 2m": ("DPMSolverMultistepScheduler", {}),
-    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++ 3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
-    "dpm++ 2s": ("DPMSolverSinglestepScheduler", {}),
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", _MULTISTEP),
+    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}),
+    "dpm++ 3m": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": 3}),
+    "dpm++ 2s": ("DPMSolverSinglestepScheduler", _MULTISTEP),
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
 _TAKE_KARRAS = (
-    "euler",
-    "heun",
-    "lms",
-    "dpm2",
-    "dpm2 a",
-    "dpm++ 2m",
-    "dpm++ 2m sde",
-    "dpm++ 3m",
-    "dpm++ 2s",
-    "unipc",
+    *("euler", "heun", "lms", "dpm2", "dpm2 a", "unipc"),
+    *("dpm++ 2m", "dpm++ 2m sde", "dpm++ 3m", "dpm++ 2s"),
 )
+# Other programs' words, after "_" has become a space, "k_" is gone and "dpmpp" is "dpm++".
 _SPELLINGS = {
     "euler ancestral": "euler a",
-    "k_euler": "euler",
-    "k_euler_a": "euler a",
-    "dpmpp 2m": "dpm++ 2m",
+    "dpm 2": "dpm2",
+    "dpm 2 a": "dpm2 a",
+    "dpm 2 ancestral": "dpm2 a",
+    "dpm2 ancestral": "dpm2 a",
+    "uni pc": "unipc",
 }
 
 
@@ -56,17 +53,17 @@ def sampler_names() -> list[str]:
 
 def scheduler_named(name: str, current: Any) -> Any:
     """The scheduler that people call so, with the settings of the checkpoint's own."""
-    words = " ".join(name.lower().replace("_", " ").replace("dpmpp", "dpm++").split())
-    plain = words.removesuffix(" karras")
+    words = " ".join(name.lower().replace("_", " ").replace("dpmpp", "dpm++").split()).removeprefix("k ")
+    plain, is_karras = words.removesuffix(" karras"), words.endswith(" karras")
     plain = _SPELLINGS.get(plain, plain)
-    if plain not in _SAMPLERS or (words.endswith(" karras") and plain not in _TAKE_KARRAS):
+    if plain not in _SAMPLERS or (is_karras and plain not in _TAKE_KARRAS):
         near = difflib.get_close_matches(words, sampler_names(), n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"scheduler={name!r} is unknown. {hint}Known: {', '.join(sampler_names())}.")
     class_name, changes = _SAMPLERS[plain]
-    return by_name(class_name).from_config(
-        current.config, **changes, **(_KARRAS if words.endswith(" karras") else {})
-    )
+    if plain in _TAKE_KARRAS:
+        changes = {**changes, "use_karras_sigmas": is_karras}
+    return by_name(class_name).from_config(current.config, **changes)
 
 
 def scheduled_steps(steps: int, strength: float) -> int:
