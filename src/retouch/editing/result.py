@@ -13,7 +13,10 @@ from typing import Any
 from PIL import Image
 
 from retouch.images.holes import Crop
+from retouch.images.modes import eight_bit
 from retouch.images.photo import Photo
+
+_SHOWN = 1024  # longer side of a notebook's picture
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,18 @@ class Edit:
         )
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.image.convert("RGBA" if "A" in self.image.getbands() else "RGB").save(file, "PNG")
+        file, shown = io.BytesIO(), eight_bit(self.image)
+        shown = shown.convert("RGBA" if "A" in shown.getbands() else "RGB")
+        shown.thumbnail((_SHOWN, _SHOWN))
+        shown.save(file, "PNG")
         return file.getvalue()
 
-    def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
-        """Write a variation with the photo's metadata and, in a PNG's text, the settings."""
-        return self.photo.save(self.images[index], path, text=self.text(index))
+    def save(self, path: str | os.PathLike[str], index: int = 0, *, quality: int | None = None) -> Path:
+        """Write a variation with the photo's metadata and, in a PNG's text, the settings.
+
+        `quality`: of a JPEG, WebP or AVIF, 1 to 100.
+        """
+        return self.photo.save(self.images[index], path, text=self.text(index), quality=quality)
 
     def text(self, index: int = 0) -> dict[str, str]:
         """The settings as other programs read them from a PNG ("parameters"), and as JSON ("retouch")."""
