@@ -233,7 +233,7 @@ def test_text_chunks_of_any_kind_come_back(editor: Editor, tmp_path: Path) -> No
 
 
 def test_a_hundred_megapixels_take_bounded_memory(tiny_sd_inpaint: Path, tmp_path: Path) -> None:
-    """Photo and result take 8 bytes a pixel in Pillow, the mask 1 or 2; nothing else is of the photo's size."""
+    """Photo and result take 8 bytes a pixel in Pillow, the mask 1 or 2; all else is of the crop's size."""
     Image.new("RGB", (10_000, 10_000), "teal").save(tmp_path / "photo.png", compress_level=1)
     code = """
 import resource, sys, torch, retouch
