@@ -131,7 +131,9 @@ def halve(pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [(fuse,), (learn,), (learn, relearn), (replace_vae,), (tile,), (halve,)], ids=str
+    "changes",
+    [(fuse,), (learn,), (learn, relearn), (replace_vae,), (tile,), (halve,)],
+    ids=lambda changes: "-".join(change.__name__ for change in changes),
 )
 def test_other_weights_are_other_answers(editor: Editor, changes: Any) -> None:
     """A used editor answers as a fresh one, whatever happened to the pipeline in between."""

@@ -170,7 +170,7 @@ def test_masks(refusing: Editor, mask: Any, message: str) -> None:
         np.zeros((0, 80, 3), np.uint8),
         Image.new("RGB", (0, 5)),
     ],
-    ids=str,
+    ids=lambda photo: type(photo).__name__,
 )
 def test_photos_of_no_colours(refusing: Editor, photo: Any) -> None:
     with pytest.raises(InputError, match=r"photo|image"):

@@ -70,7 +70,7 @@ class TestKinds:
             [PICTURE, HARD > 0, (12, 6, 20, 10)],
             [[(10, 5), (24, 5), (24, 19), (10, 19)], (10, 5, 25, 20)],
         ],
-        ids=lambda mask: f"{getattr(mask, 'mode', '')}{type(mask).__name__}",
+        ids=lambda mask: f"{mask.mode if isinstance(mask, Image.Image) else ''}{type(mask).__name__}",
     )
     def test_all_mean_the_same(self, mask: Any) -> None:
         np.testing.assert_array_equal(read_hole(mask, SIZE).levels, HARD)
