@@ -30,7 +30,7 @@ from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.recording import Recording, linear_colours
 
-_SHRINKS_TOO_MUCH = 1 / 1.5  # a crop that keeps fewer of its pixels is painted a second time
+_SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps fewer of its pixels is painted a second time
 _LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
 _REFINE = 0.5  # strength of the second pass, and its share of the steps
 
