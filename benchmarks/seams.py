@@ -198,7 +198,7 @@ def old_left(result: Image.Image, photo: Image.Image, mask: Image.Image) -> floa
         (pixels - cv2.GaussianBlur(pixels, (0, 0), 3))[inside]
         for pixels in (np.asarray(each, np.float32) for each in (result, photo))
     )
-    return float((new * old).sum() / (old * old).sum())
+    return max(0.0, float((new * old).sum() / (old * old).sum()))
 
 
 def main() -> None:
