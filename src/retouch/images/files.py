@@ -126,10 +126,13 @@ def _decoded(
 def _finished(
     picture: Image.Image, name: str, convert_method: Callable[[Image.Image], Image.Image] | None
 ) -> Image.Image:
+    # Pillow reads 16 bits for each colour as 8; the file's own tiles say so, until they are read.
+    is_cut = not picture.mode.startswith("I") and ";16" in str(getattr(picture, "tile", ""))
     try:
         upright = ImageOps.exif_transpose(picture)  # reads all pixels: a copy, even where nothing turns
         # What the copy forgets, for a convert_method that wants to know the file.
         upright.format, upright.n_frames = picture.format, getattr(picture, "n_frames", 1)  # type: ignore[attr-defined]
+        upright.is_cut = is_cut  # type: ignore[attr-defined]
         if picture.format == "TIFF" and "exif" not in upright.info:
             upright.info["exif"] = _description(picture)
         ready = upright if convert_method is not None else eight_bit(upright).convert("RGB")

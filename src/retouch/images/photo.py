@@ -20,9 +20,9 @@ from PIL import Image, PngImagePlugin
 
 from retouch.errors import InputError
 from retouch.images.files import ImageSource, load_image
+from retouch.images.holes import Box
 from retouch.images.modes import deep_white, eight_bit, is_deep
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 Patch = tuple[Box, np.ndarray, np.ndarray]  # where, (height, width, 3) of 8 bits, which of it to take
 
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "I;16", "I", "F", "1", "CMYK")
@@ -71,6 +71,12 @@ class Photo:
             raise InputError(
                 f"The photo has mode {image.mode}. Accepted are {', '.join(_MODES)}. Convert it, for example "
                 "with photo.convert('RGB')."
+            )
+        if getattr(image, "is_cut", False):
+            warnings.warn(
+                "The photo has 16 bits for each colour, of which 8 are read, so the result has 8. To keep all of "
+                "them, put the result's hole into the original in another program.",
+                stacklevel=2,
             )
         photo = cls(image, image.format)
         if is_deep(image):

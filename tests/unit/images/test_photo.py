@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -344,6 +345,18 @@ class TestOpening:
         photo = Photo.open(Image.frombytes("I;16B", (6, 5), values.tobytes()))
         assert photo.image.mode == "I;16"
         np.testing.assert_array_equal(np.asarray(photo.image), values)
+
+    @pytest.mark.parametrize(
+        ("suffix", "shape"), [(".png", (5, 6, 3)), (".png", (5, 6, 4)), (".tif", (5, 6, 3))]
+    )
+    def test_16_bits_for_each_colour_are_told_to_become_8(
+        self, tmp_path: Path, suffix: str, shape: tuple[int, ...]
+    ) -> None:
+        cv2.imwrite(str(tmp_path / f"deep{suffix}"), noise(*shape, high=65536).astype(np.uint16))
+        with pytest.warns(UserWarning, match="16 bits for each colour, of which 8 are read"):
+            assert Photo.open(tmp_path / f"deep{suffix}").size == (6, 5)
+        cv2.imwrite(str(tmp_path / f"grey{suffix}"), noise(5, 6, high=65536).astype(np.uint16))
+        assert Photo.open(tmp_path / f"grey{suffix}").image.mode == "I;16"
 
     @pytest.mark.parametrize("mode", ["HSV", "YCbCr", "LAB", "RGBX"])
     def test_modes_of_no_photo(self, mode: str) -> None:
