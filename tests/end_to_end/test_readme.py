@@ -26,7 +26,7 @@ def test_example(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in re.findall(r'from_pretrained\(\s*"([^"]+)"', code):
+    for name in re.findall(r'(?:from_pretrained\(\s*|model=)"([^"]+)"', code):
         hub.add(name, tiny_sd_inpaint if "inpainting" in name else tiny_sd)
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
