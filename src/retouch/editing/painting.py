@@ -32,7 +32,7 @@ from retouch.pipelines.recording import Recording, linear_colours
 
 _SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps fewer of its pixels is painted a second time
 _LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
-_REFINE = 0.5  # strength of the second pass, and its share of the steps
+_REFINE = 0.5  # strength of the second pass at most, and its share of the steps
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
         return coarse
     joined = join(given, coarse, painting.hole, feather=painting.feather, reach=painting.reach)
     fine = Image.fromarray(joined).resize(_fine_size(own, job), Image.Resampling.LANCZOS)
-    result = _call(painting, np.asarray(fine), _REFINE, second, report, tile_size=job.working_size)
+    strength = min(_REFINE, options.strength)
+    result = _call(painting, np.asarray(fine), strength, second, report, tile_size=job.working_size)
     return np.asarray(result.resize(own, Image.Resampling.LANCZOS))
 
 

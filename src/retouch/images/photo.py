@@ -74,8 +74,8 @@ class Photo:
             )
         if getattr(image, "is_cut", False):
             warnings.warn(
-                "The photo has 16 bits for each colour, of which 8 are read, so the result has 8. To keep all "
-                "of them, put the result's hole into the original in another program.",
+                "The photo has 16 bits for each colour, of which 8 are read, so the result has 8. To keep "
+                "all of them, put the result's hole into the original in another program.",
                 stacklevel=2,
             )
         photo = cls(image, image.format)

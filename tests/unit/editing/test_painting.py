@@ -137,6 +137,8 @@ class TestLargeHoles:
         assert fine["strength"] == 0.5 and fine["num_inference_steps"] == 4
         assert told == [(step, 5) for step in (1, 2, 3, 4, 5)]
         assert edit.image.size == (400, 300)
+        editor.inpaint(SLOPE, (50, 40, 350, 260), size=128, steps=1, scheduler="ddim", strength=0.3)
+        assert calls.made[-1]["strength"] == 0.3, "no more changes than was asked for"
 
     def test_the_second_pass_sees_the_photo_around_the_hole(
         self, editor: Editor, monkeypatch: pytest.MonkeyPatch
