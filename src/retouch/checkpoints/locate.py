@@ -7,52 +7,29 @@ files except the card that lists a pipeline's components.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from retouch.checkpoints.listing import (
+    CARD_NAME,
+    INDEX_NAME,
+    OTHER_NAMES,
+    TOKENIZER_NAMES,
+    Listing,
+    expanded,
+    implied,
+    listing_of_folder,
+)
 from retouch.checkpoints.tensors import WeightFiles, choose_weights, find_weights
 from retouch.errors import CheckpointError, InputError, OfflineError
 
-INDEX_NAME = "model_index.json"
-CARD_NAME = "README.md"
-
-# What a component may need beside its weights. Everything else in a repository stays there.
-_TOKENIZER_NAMES = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    }
-)
-_OTHER_NAMES = frozenset({INDEX_NAME, "config.json", "scheduler_config.json", "preprocessor_config.json"})
 _SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The file names of each folder of a checkpoint, "" being its root."""
-
-    folders: Mapping[str, Sequence[str]]
-    # False for a cache that does not know what the repository holds beyond the files that are there.
-    is_whole: bool = True
-
-    @classmethod
-    def of(cls, paths: Iterable[str], is_whole: bool = True) -> _Listing:
-        folders: dict[str, list[str]] = {"": []}
-        for path in paths:
-            folder, _, name = path.rpartition("/")
-            folders.setdefault(folder, []).append(name)
-        return cls(folders, is_whole)
 
 
 @dataclass
@@ -176,7 +153,7 @@ class Checkpoint:
         """One file of a folder of the checkpoint: the one that `choose` picks from the names in there."""
         chosen = ""
 
-        def needed(listing: _Listing) -> list[str]:
+        def needed(listing: Listing) -> list[str]:
             nonlocal chosen
             chosen = _join(folder, choose(listing.folders.get(folder, ())))
             return [chosen]
@@ -187,7 +164,7 @@ class Checkpoint:
         """The variant of a fetched part's weights; None means plain ones."""
         return self._variants.get((subfolder or "").strip("/"))
 
-    def _index_alone(self, listing: _Listing) -> list[str]:
+    def _index_alone(self, listing: Listing) -> list[str]:
         names = listing.folders.get("", ())
         if INDEX_NAME in names:
             return [INDEX_NAME]
@@ -200,9 +177,9 @@ class Checkpoint:
             f"expected. {advice}"
         )
 
-    def _needed(self, listing: _Listing, wanted: Sequence[str], weights: bool = True) -> list[str]:
+    def _needed(self, listing: Listing, wanted: Sequence[str], weights: bool = True) -> list[str]:
         needed, with_weights = [], []
-        for part in _expanded(wanted, listing.folders):
+        for part in expanded(wanted, listing.folders):
             names = listing.folders.get(part)
             if names is None:
                 there = ", ".join(sorted(folder for folder in listing.folders if folder)) or "none"
@@ -210,11 +187,11 @@ class Checkpoint:
                     f"{self.name} has no folder {part!r}. Folders that are there: {there}. Check "
                     f"`subfolder`, or whether this is the checkpoint you mean."
                 )
-            small = (_TOKENIZER_NAMES | _OTHER_NAMES).intersection(names)
+            small = (TOKENIZER_NAMES | OTHER_NAMES).intersection(names)
             if not listing.is_whole:
-                small |= _implied(small)
+                small |= implied(small)
             needed += [_join(part, name) for name in sorted(small)]
-            is_model = "config.json" in names and not small & _TOKENIZER_NAMES
+            is_model = "config.json" in names and not small & TOKENIZER_NAMES
             if weights and (is_model or find_weights(names) or find_weights(names, pickled=True)):
                 with_weights.append(part)
 
@@ -230,7 +207,7 @@ class Checkpoint:
         self._variants = {part: files.variant for part, files in chosen.items()}
         return needed + [_join(part, name) for part, files in chosen.items() for name in files.names]
 
-    def _choose(self, listing: _Listing, part: str, variant: str | None) -> WeightFiles:
+    def _choose(self, listing: Listing, part: str, variant: str | None) -> WeightFiles:
         return choose_weights(
             listing.folders[part],
             _join(self.name, part) if part else self.name,
@@ -238,10 +215,10 @@ class Checkpoint:
             use_safetensors=self._use_safetensors,
         )
 
-    def _provide(self, needed: Callable[[_Listing], list[str]]) -> Path:
+    def _provide(self, needed: Callable[[Listing], list[str]]) -> Path:
         """The local folder with the files that `needed` picks from the checkpoint's listing."""
         if self._folder is not None:
-            return self._complete(self._folder, needed(_listing_of_folder(self._folder)))
+            return self._complete(self._folder, needed(listing_of_folder(self._folder)))
         wanted, missing = None, "nothing of it is cached"
         if not self._force_download and (folder := self._cached_folder()) is not None:
             self._commit = folder.name
@@ -281,17 +258,17 @@ class Checkpoint:
             return None
         return Path(folder)
 
-    def _cached_listing(self, folder: Path) -> _Listing:
+    def _cached_listing(self, folder: Path) -> Listing:
         try:
             from huggingface_hub import get_cached_repo_tree
             from huggingface_hub.errors import CachedRepoTreeNotFoundError
         except ImportError:  # older releases keep no listing
-            return _listing_of_folder(folder, is_whole=False)
+            return listing_of_folder(folder, is_whole=False)
         try:
             files = get_cached_repo_tree(self.name, revision=folder.name, cache_dir=self._cache_dir)
         except CachedRepoTreeNotFoundError:
-            return _listing_of_folder(folder, is_whole=False)
-        return _Listing.of(file.path for file in files)
+            return listing_of_folder(folder, is_whole=False)
+        return Listing.of(file.path for file in files)
 
     def _refuse_if_offline(self, missing: str) -> None:
         from huggingface_hub import constants
@@ -301,7 +278,7 @@ class Checkpoint:
         if constants.HF_HUB_OFFLINE:
             raise self._offline(missing, "HF_HUB_OFFLINE is set, so the hub is not asked")
 
-    def _ask_for_listing(self, missing: str) -> _Listing:
+    def _ask_for_listing(self, missing: str) -> Listing:
         from huggingface_hub import HfApi
 
         api = HfApi(token=self._token, library_name="retouch")
@@ -310,7 +287,7 @@ class Checkpoint:
         # What the client raises differs between its releases and those of the HTTP library below it.
         except Exception as error:
             raise self._refusal(error, missing) from error
-        return _Listing.of(file.rfilename for file in info.siblings or ())
+        return Listing.of(file.rfilename for file in info.siblings or ())
 
     def _download(self, wanted: Sequence[str], missing: str) -> Path:
         from huggingface_hub import snapshot_download
@@ -400,7 +377,7 @@ class Checkpoint:
         return self._offline(missing, f"{constants.ENDPOINT} gave no answer ({_brief(error)})")
 
 
-def _card_alone(listing: _Listing) -> list[str]:
+def _card_alone(listing: Listing) -> list[str]:
     # A cache that does not know what it lacks may lack this, too.
     has_one = CARD_NAME in listing.folders.get("", ()) or not listing.is_whole
     return [CARD_NAME] if has_one else []
@@ -432,15 +409,6 @@ def _refuse_what_is_no_repository(name: str, folder: Path, is_path: bool) -> Non
         ) from error
 
 
-def _expanded(wanted: Sequence[str], folders: Iterable[str]) -> list[str]:
-    """The parts that are asked for; one with a star means all folders that fit it, which may be none."""
-    return [
-        folder
-        for part in wanted
-        for folder in (sorted(fnmatch.filter(folders, part)) if "*" in part else [part])
-    ]
-
-
 def _join(part: str, name: str) -> str:
     return f"{part}/{name}" if part else name
 
@@ -455,26 +423,6 @@ def _brief(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
-
-
-def _listing_of_folder(folder: Path, is_whole: bool = True) -> _Listing:
-    # Links are followed, as people link components into place; two levels hold every layout we know.
-    paths = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        part = Path(parent).relative_to(folder)
-        if len(part.parts) >= 2:
-            folders.clear()
-        paths += [(part / name).as_posix() for name in names]
-    return _Listing.of(paths, is_whole)
-
-
-def _implied(small: Iterable[str]) -> set[str]:
-    """Files that must exist since others do, for a cache that does not know what it lacks."""
-    present = _TOKENIZER_NAMES.intersection(small)
-    if not present:
-        return set()
-    words = {"tokenizer.json"} if "tokenizer.json" in present else {"vocab.json", "merges.txt"}
-    return {"tokenizer_config.json"} | words
 
 
 def _one_bar() -> type:

@@ -186,7 +186,8 @@ def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def of_folder(folder: Path) -> Facts:
     """A checkpoint in the Hugging Face layout, or one model of it."""
-    from retouch.checkpoints.locate import INDEX_NAME, Checkpoint
+    from retouch.checkpoints.listing import INDEX_NAME
+    from retouch.checkpoints.locate import Checkpoint
 
     if (folder / INDEX_NAME).is_file():
         return _of_pipeline(folder, Checkpoint.open(folder).index(), str(folder))
