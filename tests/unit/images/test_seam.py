@@ -64,11 +64,16 @@ def by_hand(pixels: np.ndarray, inside: np.ndarray) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-@pytest.mark.parametrize("shape", ["box", "ellipse"])
+@pytest.mark.parametrize("shape", ["box", "ellipse", "half of a wide picture"])
 def test_it_is_what_the_formula_says(shape: str) -> None:
-    pixels = np.random.default_rng(3).integers(0, 256, (26, 34, 3)).astype(np.uint8)
-    y, x = np.mgrid[0:26, 0:34]
-    inside = (x > 15) & (y > 4) if shape == "box" else ((x - 16) / 10) ** 2 + ((y - 13) / 8) ** 2 < 1
+    height, width = (18, 100) if "wide" in shape else (26, 34)
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    y, x = np.mgrid[0:height, 0:width]
+    inside = {
+        "box": (x > 15) & (y > 4),
+        "ellipse": ((x - 16) / 10) ** 2 + ((y - 13) / 8) ** 2 < 1,
+        "half of a wide picture": x >= 50,
+    }[shape]
     score = seam_score(Image.fromarray(pixels), Image.fromarray(255 * inside.astype(np.uint8)))
     assert score == pytest.approx(by_hand(pixels.astype(float), inside), rel=1e-4)
 
