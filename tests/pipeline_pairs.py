@@ -105,6 +105,16 @@ def xl_pair(folder: Path, task: str) -> Pair:
     return Pair(load(retouch, XL_NAMES[task], folder), load(diffusers, XL_NAMES[task], folder), task)
 
 
+def fresh(folder: Path, name: str, task: str) -> Pair:
+    """Pipelines of their own, for what a test leaves behind."""
+    made = []
+    for library in (retouch, diffusers):
+        pipeline = getattr(library, name).from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        made.append(pipeline)
+    return Pair(*made, task)
+
+
 def generators(seeds: int | list[int]) -> Generator | list[Generator]:
     if isinstance(seeds, int):
         return Generator().manual_seed(seeds)

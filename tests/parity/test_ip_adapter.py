@@ -16,21 +16,11 @@ from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from diffusers.image_processor import IPAdapterMaskProcessor
 from ip_adapter_files import SIDE, ip_adapter, repository, tiny_image_encoder
 from lora_files import ATTENTION, kohya, sides
-from pipeline_pairs import NAMES, XL_NAMES, Pair, mask, photo, task_inputs
+from pipeline_pairs import NAMES, XL_NAMES, Pair, fresh, mask, photo, task_inputs
 from tiny_checkpoints import tiny_unet
 from tiny_controls import drawing, tiny_controlnet
 
 import retouch
-
-
-def fresh(folder: Path, name: str, task: str) -> Pair:
-    """Pipelines of their own, for what a test leaves behind."""
-    made = []
-    for library in (retouch, diffusers):
-        pipeline = getattr(library, name).from_pretrained(folder)
-        pipeline.set_progress_bar_config(disable=True)
-        made.append(pipeline)
-    return Pair(*made, task)
 
 
 @pytest.fixture(scope="module")

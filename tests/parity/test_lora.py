@@ -22,7 +22,7 @@ from lora_files import (
     peft,
     sides,
 )
-from pipeline_pairs import NAMES, XL_NAMES, Pair, task_inputs
+from pipeline_pairs import NAMES, XL_NAMES, Pair, fresh, task_inputs
 from tiny_controls import drawing, tiny_controlnet
 
 import retouch
@@ -34,16 +34,6 @@ LCM = (
     r"|conv1|conv2|conv_shortcut|conv|time_emb_proj)$"
 )
 SCALED = {"cross_attention_kwargs": {"scale": 0.4}}
-
-
-def fresh(folder: Path, name: str, task: str) -> Pair:
-    """Pipelines of their own, for what a test leaves behind."""
-    made = []
-    for library in (retouch, diffusers):
-        pipeline = getattr(library, name).from_pretrained(folder)
-        pipeline.set_progress_bar_config(disable=True)
-        made.append(pipeline)
-    return Pair(*made, task)
 
 
 @pytest.fixture(scope="module")
