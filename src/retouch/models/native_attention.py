@@ -6,7 +6,6 @@ torch's `scaled_dot_product_attention`, and so does whoever wants gradients.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
