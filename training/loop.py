@@ -89,7 +89,9 @@ class Loop:
             for mean, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True)
             if parameter.requires_grad
         ]
-        self.optimiser = torch.optim.AdamW(self.parameters, schedule.peak, betas, weight_decay=weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, schedule.peak, betas, weight_decay=weight_decay, fused=True
+        )
         self.ema_decay, self.seed, self.device = ema_decay, seed, device
         self.interrupt = interrupt
         self.step = 0

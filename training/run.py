@@ -17,10 +17,10 @@ from training.loop import Interrupt, Stopped
 from training.state import default_state
 
 # Decided from measurements on two CPU cores; see the README for the time that each takes.
-VAE_STEPS = 24_000
+VAE_STEPS = 9_000
 SAMPLES = 65_536
-REGULAR_STEPS = 12_000
-INPAINTING_STEPS = 24_000
+REGULAR_STEPS = 5_000
+INPAINTING_STEPS = 11_000
 
 
 def stages(

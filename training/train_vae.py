@@ -24,7 +24,7 @@ from training.state import save_folder
 
 BATCH = 8
 SMALL = 64  # the side of the crops in the first part: a quarter of the work for each step
-SMALL_SHARE = 0.75  # of the steps
+SMALL_SHARE = 0.8  # of the steps
 COLOUR_FIRST = 1000  # steps on blocks of random colours alone
 BLOCKS = 1  # of each later batch of small crops: otherwise green is lost again
 NOISE = 0.1  # the spread that the decoder is taught to bear; the posterior's own variance is not learnt
