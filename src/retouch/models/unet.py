@@ -47,6 +47,13 @@ class UNet2DConditionOutput(NamedTuple):
     sample: Tensor
 
 
+class DeepOutput(NamedTuple):
+    """The prediction, and what came up to the finest level: a later call can take it in place of the rest."""
+
+    sample: Tensor
+    deep: Tensor
+
+
 class UNet2DConditionModel(Pretrained, UNetEncoder):
     """Down through the levels, across the middle, and up again with what was kept on the way."""
 
@@ -74,22 +81,36 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        deep: Tensor | None = None,
+        return_deep: bool = False,
         return_dict: bool = True,
-    ) -> UNet2DConditionOutput:
+    ) -> UNet2DConditionOutput | DeepOutput:
         """Predict from (batch, in_channels, height, width) latents of any height and width.
 
         `timestep` is one for all or one per row. A model that is told an image embedding takes it in
         `added_cond_kwargs`, and no `encoder_hidden_states`; one with IP-Adapters takes both, and a list of
         embeddings. The residuals are a ControlNet's: one for each
-        kept tensor, in the order of the way down, and one for the middle.
+        kept tensor, in the order of the way down, and one for the middle. With `deep`, which an earlier call
+        returned for `return_deep`, the finest level alone is computed.
         """
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         context = self.context(encoder_hidden_states, added_cond_kwargs)
-        x, kept = self.encode(self.conv_in(sample), temb, context)
+        *deeper, finest = self.up_blocks
+        x = self.conv_in(sample)
+        if deep is None:
+            x, kept = self.encode(x, temb, context)
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
+        else:
+            _, outputs = self.down_blocks[0](x, temb, context)
+            kept = [x, *outputs[: self.config.per_level("layers_per_block")[0]]]  # not what leads downwards
         if down_block_additional_residuals is not None:
-            kept = [skip + extra for skip, extra in zip(kept, down_block_additional_residuals, strict=True)]
-        if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
-        for block in self.up_blocks:
-            x = block(x, temb, context, kept)
-        return UNet2DConditionOutput(self.conv_out(F.silu(self.conv_norm_out(x))))
+            pairs = zip(kept, down_block_additional_residuals, strict=deep is None)
+            kept = [skip + extra for skip, extra in pairs]
+        if deep is None:
+            for block in deeper:
+                x = block(x, temb, context, kept)
+            deep = x
+        x = finest(deep, temb, context, kept)
+        prediction = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return DeepOutput(prediction, deep) if return_deep else UNet2DConditionOutput(prediction)

@@ -215,7 +215,10 @@ class Kandinsky22(Pipeline):
     def guidance(self, request: Request) -> Guidance:
         scale = request.guidance_scale
         return LearnedVarianceGuidance(
-            scale, active=self.uses_guidance(scale), keeps_variance=uses_variance(self.scheduler)
+            scale,
+            active=self.uses_guidance(scale),
+            keeps_variance=uses_variance(self.scheduler),
+            interval=request.guidance_interval,
         )
 
     def encode(self, pixels: Tensor, generator: Any) -> Tensor:

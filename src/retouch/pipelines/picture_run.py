@@ -16,10 +16,13 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.sizes import crop_to
+from retouch.models.unet import UNet2DConditionModel
+from retouch.pipelines.components import plain
 from retouch.pipelines.recording import Recording
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Output, Run
 from retouch.pipelines.vae import Latents, refuse_foreign
+from retouch.sampling.accelerate import DeepReuse
 from retouch.sampling.denoise import Progress
 from retouch.sampling.predict import Predictor
 from retouch.sampling.region import Region
@@ -55,6 +58,7 @@ class PictureRun(Run):
         self.prompts = max(request.prompts, self.pictures.batch)
         self.rows = self.prompts * (request.num_images_per_prompt or 1)
         self._check_rows()
+        self._check_reuse()
         self.recording = Recording.wanted(request.record)
         self._pixels: Tensor | None = None
         self.image_weighting: Any = None  # how much the images of IP-Adapters count
@@ -84,6 +88,15 @@ class PictureRun(Run):
                     "tensor of that shape, or the height and width that belong to it."
                 )
 
+    def _check_reuse(self) -> None:
+        model = plain(self.pipeline.unet)
+        if (self.request.reuse_deep_features or 1) > 1 and not isinstance(model, UNet2DConditionModel):
+            raise InputError(
+                f"reuse_deep_features={self.request.reuse_deep_features} was given, but the UNet is a "
+                f"{type(model).__module__}.{type(model).__name__}. Only a retouch.UNet2DConditionModel keeps "
+                "its deep features; load the checkpoint with this library, or leave the argument out."
+            )
+
     def _steps(self) -> Generator[Progress, None, None]:
         if self.pictures.mask is not None and not self.pictures.mask.any():
             self._answer_empty_mask()
@@ -93,6 +106,11 @@ class PictureRun(Run):
     def begin(self, plan: Any) -> tuple[Tensor, Tensor | None, Region | None]:
         latents, noise, original = self._first(plan)
         return latents, *self._mask_inputs(noise, original)
+
+    def accelerated(self, model: Any) -> Any:
+        """The UNet, which remembers its deep features if the request says so."""
+        every = self.request.reuse_deep_features or 1
+        return DeepReuse(model, every) if every > 1 else model
 
     def windowed(self, predict: Predictor) -> Callable[[Tensor, Step], Tensor]:
         """The prediction in overlapping windows, where the request asks for that."""

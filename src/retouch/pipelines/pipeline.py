@@ -61,7 +61,12 @@ class BasePipeline(Bundle, ABC):
     def guidance(self, request: Request) -> Guidance:
         """How the two sides' predictions become one."""
         scale = request.guidance_scale
-        return Guidance(scale, request.guidance_rescale, active=self.uses_guidance(scale))
+        return Guidance(
+            scale,
+            request.guidance_rescale,
+            active=self.uses_guidance(scale),
+            interval=request.guidance_interval,
+        )
 
     @property
     def tensor_names(self) -> list[str]:

@@ -96,6 +96,12 @@ class Request:
         None,
         "Predict in overlapping windows of this side in pixels, for pictures larger than the model likes.",
     )
+    guidance_interval: tuple[float, float] | None = argument(
+        None, "Guide only between these noise levels, 0 (clean) to 1 (noise); quicker outside. None: always."
+    )
+    reuse_deep_features: int = argument(
+        1, "Run the UNet's deep levels in every n-th evaluation only; 2 or 3 is quicker. 1: in each."
+    )
     record: Any = argument(
         None, "True, or a retouch.Recording, keeps a picture of each step in the output's `recording`."
     )
@@ -212,7 +218,8 @@ def _described(value: Any) -> str:
 
 
 def _check_numbers(request: Request, size_factor: int) -> None:
-    whole = {"num_inference_steps": 1, "num_images_per_prompt": 1, "padding_mask_crop": 0, "clip_skip": 0}
+    whole = dict.fromkeys(("num_inference_steps", "num_images_per_prompt", "reuse_deep_features"), 1)
+    whole |= {"padding_mask_crop": 0, "clip_skip": 0}
     sides = dict.fromkeys(("height", "width", "tile_size"), size_factor)
     for name, least in (whole | sides).items():
         value = getattr(request, name)
@@ -230,6 +237,7 @@ def _check_numbers(request: Request, size_factor: int) -> None:
             raise InputError(f"{name}={value} is not a multiple of {size_factor}. The nearest is {nearest}.")
     if not 0 <= request.strength <= 1:
         raise InputError(f"strength={request.strength} is outside 0 to 1.")
+    _check_interval(request.guidance_interval)
     if request.timesteps is not None and request.sigmas is not None:
         raise InputError("Both timesteps and sigmas were given; each is a whole schedule. Give one.")
     source = request.generator
@@ -239,6 +247,26 @@ def _check_numbers(request: Request, size_factor: int) -> None:
                 f"generator is {each!r:.80}; it takes a torch.Generator, or a list with one for each "
                 "picture. For a seed give torch.Generator().manual_seed(seed)."
             )
+
+
+def _check_interval(interval: Any) -> None:
+    if interval is None:
+        return
+    is_pair = isinstance(interval, list | tuple) and len(interval) == 2
+    if not is_pair or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in interval):
+        raise InputError(
+            f"guidance_interval is {interval!r:.80}; it takes two noise levels from 0 (clean) to 1 (noise), "
+            "the lower first, such as (0.2, 1.0). Leave it out to guide in all steps."
+        )
+    if not 0 <= interval[0] < interval[1] <= 1:
+        raise InputError(
+            f"guidance_interval={tuple(interval)} is no interval of noise levels. They go from 0 (clean) to "
+            "1 (noise); give the lower one first, such as (0.2, 1.0)."
+        )
+
+
+# What every task that makes pictures takes besides.
+_ALWAYS = ("tile_size", "guidance_interval", "reuse_deep_features", "record")
 
 
 @dataclass(frozen=True)
@@ -255,8 +283,8 @@ class Task:
     renamed: Mapping[str, str] = field(default_factory=dict)  # arguments that mean a field of another name
 
     def __post_init__(self) -> None:
-        if self.makes_pictures:  # all of these take the last two
-            every = dict.fromkeys([*self.arguments, "tile_size", "record"])
+        if self.makes_pictures:
+            every = dict.fromkeys([*self.arguments, *_ALWAYS])
             object.__setattr__(self, "arguments", list(every))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:

@@ -27,12 +27,13 @@ class Predictor:
     control: Control | None = None  # adds to the model's own tensors what control pictures ask for
 
     def __call__(self, latents: Tensor, step: Step) -> Tensor:
-        x = self.guidance.repeat(self.plan.scale_input(latents, step))
+        guidance = self.guidance.at(self.plan, step)
+        x = guidance.repeat(self.plan.scale_input(latents, step))
         inputs = self.inputs
-        if not self.guidance.active:  # it may have been switched off on the way: then the positive rows count
+        if not guidance.active:  # it may have been switched off on the way: then the positive rows count
             inputs = each(inputs, lambda rows: rows[-len(latents) :])
-        extra = {} if self.control is None else self.control(x, step, inputs, self.guidance)
+        extra = {} if self.control is None else self.control(x, step, inputs, guidance)
         if self.channels is not None:  # after scaling: a mask is not noise
-            x = torch.cat([x, self.guidance.repeat(self.channels)], dim=1)
+            x = torch.cat([x, guidance.repeat(self.channels)], dim=1)
         prediction = self.model(x, step.timestep, **inputs, **extra, return_dict=False)[0]
-        return self.guidance.combine(prediction)
+        return guidance.combine(prediction)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from retouch.sampling.accelerate import DeepReuse
 from retouch.sampling.predict import Predictor
 from retouch.schedulers.plan import Step
 
@@ -25,6 +27,13 @@ def windows(length: int, size: int, overlap: int) -> list[int]:
 
 def tiled(predict: Predictor, size: int, overlap: int) -> Callable[[Tensor, Step], Tensor]:
     """`predict` over windows of `size` latents a side; near its border a window counts less."""
+    models: dict[tuple[int, int], Callable[..., Any]] = {}
+
+    def model_at(place: tuple[int, int]) -> Callable[..., Any]:
+        """The model, which may remember something of the window that it sees."""
+        if not isinstance(predict.model, DeepReuse):
+            return predict.model
+        return models.setdefault(place, predict.model.apart())
 
     def whole(latents: Tensor, step: Step) -> Tensor:
         height, width = latents.shape[-2:]
@@ -37,7 +46,8 @@ def tiled(predict: Predictor, size: int, overlap: int) -> Callable[[Tensor, Step
                 shape = latents[part].shape[-2:]
                 ramp = _ramp(shape[0], overlap)[:, None] * _ramp(shape[1], overlap)[None]
                 ramp = ramp.to(latents)
-                prediction = replace(predict, channels=channels)(latents[part], step)
+                window = replace(predict, channels=channels, model=model_at((top, left)))
+                prediction = window(latents[part], step)
                 if summed is None:  # some models predict more channels than they take
                     summed = latents.new_zeros(*prediction.shape[:2], height, width)
                 summed[part] += ramp * prediction

@@ -30,6 +30,9 @@ SDXL = UNET | {
 }
 
 
+SIZES = ((9, 7), (9, 7), (5, 4), (5, 4))  # of what the way down keeps of `inputs`
+
+
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
@@ -60,12 +63,47 @@ def test_too_few_residuals_are_refused() -> None:
         UNet2DConditionModel(**UNET)(**inputs(), down_block_additional_residuals=[torch.zeros(1)])
 
 
+@pytest.mark.parametrize("settings", [UNET, SDXL], ids=["SD", "SDXL"])
+def test_deep_features_stand_for_the_deeper_levels(settings: dict[str, Any]) -> None:
+    """With those of the same call nothing changes, with others the prediction does; half of it is skipped."""
+    unet = randomised(UNet2DConditionModel(**settings))
+    given = inputs()
+    if settings is SDXL:
+        added = {"text_embeds": torch.randn(2, 10), "time_ids": torch.rand(2, 6)}
+        given["added_cond_kwargs"] = added
+    plain = unet(**given)
+    assert len(plain) == 1
+    prediction, deep = unet(**given, return_deep=True)
+    assert torch.equal(prediction, plain.sample)
+    ran: list[str] = []
+    for name in ("down_blocks.1", "mid_block", "up_blocks.0"):
+        module = unet.get_submodule(name)
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    again, same = unet(**given, deep=deep, return_deep=True)
+    assert torch.equal(again, prediction) and torch.equal(same, deep) and not ran
+    assert not torch.allclose(unet(**given, deep=deep + 1).sample, prediction, atol=1e-3)
+    unet(**given)
+    assert len(ran) == 3
+
+
+def test_deep_features_with_control() -> None:
+    unet = randomised(UNet2DConditionModel(**UNET))
+    given = inputs()
+    extras = [torch.randn(2, channels, *size) for channels, size in zip((8, 8, 8, 16), SIZES, strict=True)]
+    control = {"down_block_additional_residuals": extras, "mid_block_additional_residual": torch.ones(1)}
+    prediction, deep = unet(**given, **control, return_deep=True)
+    assert torch.equal(unet(**given, **control, deep=deep).sample, prediction)
+    assert not torch.allclose(unet(**given, deep=deep).sample, prediction, atol=1e-3), "the finest are added"
+
+
 def test_the_unet_compiles_whole() -> None:
     unet = randomised(UNet2DConditionModel(**SDXL))
     extra = {"text_embeds": torch.randn(2, 10), "time_ids": torch.rand(2, 6)}
     given = inputs() | {"added_cond_kwargs": extra, "mid_block_additional_residual": torch.ones(1)}
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     assert_close(compiled(**given).sample, unet(**given).sample, 1e-6)
+    deep = unet(**given, return_deep=True).deep
+    assert_close(compiled(**given, deep=deep).sample, unet(**given).sample, 1e-6)
 
 
 @pytest.mark.parametrize("tiling", [True, False])
