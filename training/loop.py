@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def is_paused(state: Path) -> bool:
     return (state / "pause").exists()
 
 
+@dataclass(frozen=True)
+class Share:
+    """A part of each batch, and the network that reads it: its weights are those of the others."""
+
+    network: nn.Module
+    index: int
+    count: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        return rows[self.index :: self.count]
+
+
 class Loop:
     def __init__(
         self,
@@ -77,8 +90,10 @@ class Loop:
         ema_decay: float = 0.999,
         seed: int = 0,
         device: str = "cpu",
+        shares: int = 1,
         interrupt: Interrupt | None = None,
     ):
+        """With `shares`, as many threads work on a part of the batch each: less waiting than for each layer."""
         state.mkdir(parents=True, exist_ok=True)
         self.state, self.stage, self.schedule = state, stage, schedule
         self.network = network.to(device)
@@ -96,8 +111,18 @@ class Loop:
         self.interrupt = interrupt
         self.step = 0
         self.seconds = 0.0  # of work, over all runs
-        self.threads = Threads() if device == "cpu" else None
+        self.threads = Threads() if device == "cpu" and shares == 1 else None
         self._resume()
+        self.shares = [Share(self.network, 0, shares)]
+        self.shares += [Share(self._twin(), index, shares) for index in range(1, shares)]
+        self.pool = ThreadPoolExecutor(shares)
+
+    def _twin(self) -> nn.Module:
+        """The same weights, each with a gradient of its own."""
+        twin = copy.deepcopy(self.network)
+        for mine, its in zip(self.network.parameters(), twin.parameters(), strict=True):
+            its.data = mine.data
+        return twin
 
     @property
     def file(self) -> Path:
@@ -109,7 +134,7 @@ class Loop:
 
     def run(
         self,
-        loss_at: Callable[[int, Generator], Tensor],
+        loss_at: Callable[[int, Generator, Share], Tensor],
         measure: Callable[[], dict[str, float]] | None = None,
         measure_every: int = 1000,
     ) -> nn.Module:
@@ -147,20 +172,32 @@ class Loop:
         self._save()
         return self.average
 
-    def _advance(self, loss_at: Callable[[int, Generator], Tensor]) -> float:
+    def _advance(self, loss_at: Callable[[int, Generator, Share], Tensor]) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(self.step)
-        generator = Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        loss = loss_at(self.step, generator)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+
+        def work(share: Share) -> float:
+            generator = Generator().manual_seed(self.seed * 1_000_003 + self.step)
+            loss = loss_at(self.step, generator, share) / share.count
+            share.network.zero_grad(set_to_none=True)
+            loss.backward()
+            return loss.item()
+
+        if len(self.shares) == 1:
+            value = work(self.shares[0])
+        else:
+            value = sum(self.pool.map(_on_one_thread, [work] * len(self.shares), self.shares))
+        for share in self.shares[1:]:
+            gradients = [
+                parameter.grad for parameter in share.network.parameters() if parameter.requires_grad
+            ]
+            torch._foreach_add_([parameter.grad for parameter in self.parameters], gradients)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self.parameters, 1 - decay)
-        value = loss.item()
         if not math.isfinite(value):
             raise SystemExit(
                 f"{self.stage}: the loss at step {self.step} is {value}. The state on disk is from before: "
@@ -197,6 +234,11 @@ class Loop:
     def _write(self, line: dict[str, float]) -> None:
         with open(self.log, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _on_one_thread(work: Callable[[Share], float], share: Share) -> float:
+    torch.set_num_threads(1)  # of this thread's operations
+    return work(share)
 
 
 class Threads:

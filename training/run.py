@@ -18,9 +18,9 @@ from training.state import default_state
 
 # Decided from measurements on two CPU cores; see the README for the time that each takes.
 VAE_STEPS = 9_000
-SAMPLES = 65_536
-REGULAR_STEPS = 5_000
-INPAINTING_STEPS = 11_000
+SAMPLES = 49_152
+REGULAR_STEPS = 4_000
+INPAINTING_STEPS = 10_500
 
 
 def stages(

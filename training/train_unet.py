@@ -6,6 +6,7 @@ weights start at zero, trained on with the text encoder as it is: both UNets sha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from retouch.models.unet import UNet2DConditionModel
 from retouch.schedulers.ddim import DDIMScheduler
 from training.latents import Latents
-from training.loop import Interrupt, Loop, Schedule
+from training.loop import Interrupt, Loop, Schedule, Share
 from training.networks import LATENT_CHANNELS, make_unet
 from training.samples import Grid
 from training.state import save_folder
@@ -66,15 +67,15 @@ def train_regular(
     loop = _loop(state, "regular", network, steps, device, interrupt)
     noise_schedule = make_scheduler().noise_schedule
 
-    def loss_at(step: int, generator: Generator) -> Tensor:
-        rows = _batch(len(latents.whole), step)
+    def loss_at(step: int, generator: Generator, share: Share) -> Tensor:
+        rows = share.of(_batch(len(latents.whole), step))
         whole = latents.whole[rows].float().to(device)
-        noise = torch.randn(whole.shape, generator=generator).to(device)
-        timesteps = _stratified(len(rows), generator)
+        noise = share.of(_noise(whole, generator)).to(device)
+        timesteps = share.of(_stratified(generator))
         noisy = noise_schedule.mix(whole, noise, timesteps)
         words = tokens[latents.caption_of[rows]].to(device)
-        with quick_training(device):
-            answer = loop.network(noisy, timesteps.to(device), words)
+        with torch.autocast(device, torch.bfloat16):
+            answer = share.network(noisy, timesteps.to(device), words)
         return F.mse_loss(answer.float(), noise_schedule.velocity(whole, noise, timesteps))
 
     grid = Grid(state, "regular", size, device)
@@ -82,7 +83,8 @@ def train_regular(
     def measure() -> dict[str, float]:
         return grid(loop.average.unet, loop.average.text, tokenizer, make_scheduler())
 
-    average = loop.run(loss_at, measure, MEASURE_EVERY)
+    with quick_attention(device):
+        average = loop.run(loss_at, measure, MEASURE_EVERY)
     save_folder(state / "text_encoder", average.text.save_pretrained)
     save_folder(
         state / "unet_regular", average.unet.save_pretrained
@@ -103,16 +105,16 @@ def train_inpainting(
     loop = _loop(state, "inpainting", unet, steps, device, interrupt)
     noise_schedule = make_scheduler().noise_schedule
 
-    def loss_at(step: int, generator: Generator) -> Tensor:
-        rows = _batch(len(latents.whole), step)
+    def loss_at(step: int, generator: Generator, share: Share) -> Tensor:
+        rows = share.of(_batch(len(latents.whole), step))
         whole, masked, holes = (
             part[rows].float().to(device) for part in (latents.whole, latents.masked, latents.holes)
         )
-        noise = torch.randn(whole.shape, generator=generator).to(device)
-        timesteps = _stratified(len(rows), generator)
+        noise = share.of(_noise(whole, generator)).to(device)
+        timesteps = share.of(_stratified(generator))
         noisy = torch.cat([noise_schedule.mix(whole, noise, timesteps), holes, masked], 1)
-        with quick_training(device):
-            answer = loop.network(noisy, timesteps.to(device), words[latents.caption_of[rows]]).sample
+        with torch.autocast(device, torch.bfloat16):
+            answer = share.network(noisy, timesteps.to(device), words[latents.caption_of[rows]]).sample
         error = (answer.float() - noise_schedule.velocity(whole, noise, timesteps)).square()
         weight = OUTSIDE + (1 - OUTSIDE) * F.max_pool2d(holes, 3, 1, 1)
         return (error * weight).sum() / (weight.sum() * LATENT_CHANNELS)
@@ -122,7 +124,9 @@ def train_inpainting(
     def measure() -> dict[str, float]:
         return grid(loop.average, text, tokenizer, make_scheduler())
 
-    save_folder(state / "unet", loop.run(loss_at, measure, MEASURE_EVERY).save_pretrained)
+    with quick_attention(device):
+        average = loop.run(loss_at, measure, MEASURE_EVERY)
+    save_folder(state / "unet", average.save_pretrained)
 
 
 def widen(regular: UNet2DConditionModel, size: int) -> UNet2DConditionModel:
@@ -136,20 +140,19 @@ def widen(regular: UNet2DConditionModel, size: int) -> UNet2DConditionModel:
 
 
 @contextmanager
-def quick_training(device: str) -> Iterator[None]:
-    """bfloat16; on a CPU with attention written out, whose backward pass takes a fifth of the fused one's."""
-    with torch.autocast(device, torch.bfloat16):
-        if device != "cpu":
+def quick_attention(device: str) -> Iterator[None]:
+    """On a CPU attention written out: its backward pass takes a fifth of the fused one's."""
+    if device != "cpu":
+        yield
+        return
+    # Without this the written-out attention computes in float32 and is no quicker.
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
             yield
-            return
-        # Without this the written-out attention computes in float32 and is no quicker.
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _loop(
@@ -157,7 +160,10 @@ def _loop(
 ) -> Loop:
     ema = 0.9995 if steps > 20_000 else 0.998
     schedule = Schedule(steps, peak=1e-3, decay=0.5)
-    return Loop(state, stage, network, schedule, ema_decay=ema, device=device, interrupt=interrupt)
+    shares = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    return Loop(
+        state, stage, network, schedule, ema_decay=ema, device=device, shares=shares, interrupt=interrupt
+    )
 
 
 def _batch(count: int, step: int) -> Tensor:
@@ -168,7 +174,12 @@ def _batch(count: int, step: int) -> Tensor:
     return order[within * BATCH : (within + 1) * BATCH]
 
 
-def _stratified(count: int, generator: Generator) -> Tensor:
+def _noise(like: Tensor, generator: Generator) -> Tensor:
+    """The noise of the whole batch: a share of it is the same however many there are."""
+    return torch.randn(BATCH, *like.shape[1:], generator=generator)
+
+
+def _stratified(generator: Generator) -> Tensor:
     """Timesteps that cover the schedule evenly in every batch."""
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    places = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
     return (places * 1000).long().clamp(max=999)

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from retouch.models.autoencoder import AutoencoderKL
 from training.data import Composer, Pictures
-from training.loop import Interrupt, Loop, Schedule
+from training.loop import Interrupt, Loop, Schedule, Share
 from training.networks import make_autoencoder
 from training.sheets import to_bytes, to_pixels, write_sheet
 from training.state import save_folder
@@ -54,7 +54,7 @@ def train(
             decoded = loop.network.decode(mean + NOISE * noise).sample
         return decoded.float(), mean.float()
 
-    def loss_at(step: int, generator: Generator) -> Tensor:
+    def loss_at(step: int, generator: Generator, _: Share) -> Tensor:
         if step < COLOUR_FIRST:
             pixels = random_blocks(BATCH, generator)
             decoded, _ = encode_and_decode(pixels.to(device), generator)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # training is no part of the installed package
 
-from training.loop import Interrupt, Loop, Schedule, Stopped
+from training.loop import Interrupt, Loop, Schedule, Share, Stopped
 
 STEPS = 100
 
@@ -33,7 +33,7 @@ def train(state: Path, stop_at: int | None = None) -> Loop:
     request = Request(stop_at)
     loop = Loop(state, "toy", network, Schedule(STEPS, peak=0.05, warmup=10), seed=3, interrupt=request)
 
-    def loss_at(step: int, generator: Generator) -> Tensor:
+    def loss_at(step: int, generator: Generator, _: Share) -> Tensor:
         request.requested = step + 1 == request.at
         inputs = torch.randn(16, 4, generator=generator)
         return (loop.network(inputs)[:, 0] - inputs.sum(1)).square().mean()
@@ -72,6 +72,28 @@ def test_a_kill_loses_what_came_after_the_last_save_and_no_more(tmp_path: Path) 
 
 def train_less() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def test_two_shares_of_each_batch_do_the_work_of_one(tmp_path: Path) -> None:
+    def trained(shares: int) -> nn.Module:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        loop = Loop(tmp_path / str(shares), "toy", network, Schedule(STEPS, peak=0.05), shares=shares)
+        rows_seen = []
+
+        def loss_at(step: int, generator: Generator, share: Share) -> Tensor:
+            inputs = share.of(torch.randn(16, 4, generator=generator))
+            rows_seen.append(len(inputs))
+            return (share.network(inputs)[:, 0] - inputs.sum(1)).square().mean()
+
+        loop.run(loss_at)
+        assert rows_seen == [16 // shares] * (STEPS * shares)
+        return network
+
+    one, two = trained(1), trained(2)
+    for mine, its in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.allclose(mine, its, atol=1e-3)
+        assert mine.grad is not None and torch.allclose(mine.grad, its.grad, atol=1e-3)
 
 
 def test_the_average_lags_behind_and_differs(tmp_path: Path) -> None:
