@@ -93,7 +93,7 @@ class Loop:
         shares: int = 1,
         interrupt: Interrupt | None = None,
     ):
-        """With `shares`, as many threads work on a part of the batch each: less waiting than for each layer."""
+        """With `shares`, as many threads work on a part of each batch: less waiting than at every layer."""
         state.mkdir(parents=True, exist_ok=True)
         self.state, self.stage, self.schedule = state, stage, schedule
         self.network = network.to(device)
