@@ -84,7 +84,6 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
 
 
 def test_what_cannot_be_compared_is_one_line() -> None:
-    assert "sd15-inpaint" in refused("compare", "photo.png", "mask.png")
     assert "Did you mean sdxl?" in refused("compare", "photo.png", "mask.png", "-m", "./x", "-m", "sdxll")
     assert "nothere" in refused("compare", "photo.png", "nothere.png", "-m", "org/name")
     assert ".png" in refused("compare", "photo.png", "mask.png", "-m", "org/name", "-o", "sheet")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -26,6 +26,7 @@ from retouch.checkpoints.listing import (
     implied,
     listing_of_folder,
 )
+from retouch.checkpoints.shipped import BUILT_IN, shipped_folder
 from retouch.checkpoints.tensors import WeightFiles, choose_weights, find_weights
 from retouch.errors import CheckpointError, InputError, OfflineError
 
@@ -48,6 +49,8 @@ class Checkpoint:
     # The commit that the first answer came from; later ones come from the same.
     _commit: str | None = None
     _variants: dict[str, str | None] = field(default_factory=dict)
+    # Parts that are in another folder than the one called like them.
+    _homes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -62,14 +65,15 @@ class Checkpoint:
         force_download: bool = False,
         use_safetensors: bool | None = None,
     ) -> Checkpoint:
-        """A local folder if there is one of this name, else a repository of the hub."""
+        """The built-in one by its name, a local folder if there is one, else a repository of the hub."""
         if force_download and local_files_only:
             raise InputError(
                 "force_download=True and local_files_only=True contradict each other. The first asks the "
                 "hub, the second forbids it. Pass one of them."
             )
         text = os.fspath(name)
-        folder = Path(text).expanduser()
+        is_built_in = name in BUILT_IN  # as a word: a Path is a folder, whatever it is called
+        folder = shipped_folder() if is_built_in else Path(text).expanduser()
         is_here = bool(text) and folder.is_dir()
         if not is_here:
             _refuse_what_is_no_repository(text, folder, is_path=not isinstance(name, str))
@@ -83,6 +87,7 @@ class Checkpoint:
             _force_download=force_download,
             _use_safetensors=use_safetensors,
             _folder=folder if is_here else None,
+            _homes=BUILT_IN[text] if is_built_in else {},
         )
 
     def index(self) -> dict[str, Any]:
@@ -130,6 +135,10 @@ class Checkpoint:
             force_download=self._force_download,
             use_safetensors=self._use_safetensors,
         )
+
+    def home_of(self, part: str) -> str:
+        """The folder that a part of it is in."""
+        return self._homes.get(part, part)
 
     def fetch(self, subfolders: Iterable[str | None], *, weights: bool = True) -> Path:
         """The local folder that holds at least these parts of the checkpoint, None being its root.

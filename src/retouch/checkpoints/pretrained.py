@@ -100,9 +100,10 @@ class Pretrained:
             use_safetensors=use_safetensors,
             force_download=force_download,
         )
-        folder = checkpoint.fetch([subfolder])
-        if subfolder:
-            folder = folder / subfolder
+        home = checkpoint.home_of(subfolder) if subfolder else None
+        folder = checkpoint.fetch([home])
+        if home:
+            folder = folder / home
         return cls._from_folder(
             folder, variant=variant, dtype=wanted, device=target, use_safetensors=use_safetensors
         )

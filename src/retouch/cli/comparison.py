@@ -23,7 +23,7 @@ from retouch.cli.options import (
     short_names,
 )
 from retouch.cli.say import answer, is_terminal
-from retouch.cli.verbs import as_mask
+from retouch.cli.verbs import as_mask, model_or_builtin
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from retouch.editing.compare import Comparison
 
 WHAT = "What is compared"
+
+_CROPPED = 512  # longest side of a photo that is only worked on around its hole
 
 # Settings of a call by their names here, and how a value is read.
 _SETTINGS: dict[str, tuple[str, Any]] = {
@@ -55,7 +57,7 @@ def compare(
             "--model",
             "-m",
             help="A column for each: short names, folders, files of weights, hub ids.",
-            show_default="RETOUCH_MODEL",
+            show_default="RETOUCH_MODEL, or builtin",
             autocompletion=short_names,
         ),
     ] = None,
@@ -110,7 +112,7 @@ def compare(
     check_holds(target, "RGB")
     picture = Photo.open(photo)
     hole = read_hole(as_mask(mask), picture.size).image()
-    names: list[str | None] = [*model] if model else [os.environ.get("RETOUCH_MODEL")]
+    names = model or [model_or_builtin(os.environ.get("RETOUCH_MODEL"))]
     samplers = varied.pop("scheduler", fixed.pop("scheduler", [None]))
     where = Model(None, variant, device, dtype, pickled)
     pipelines, side = _pipelines(names, samplers, where)
@@ -147,10 +149,9 @@ def _parsed(text: str, name: str) -> tuple[str, list[Any]]:
         raise typer.BadParameter(f"{name} {text!r}: {key} takes {read.__name__} values.") from None
 
 
-def _pipelines(
-    names: list[str | None], samplers: list[str | None], where: Model
-) -> tuple[dict[str, Any], int]:
+def _pipelines(names: list[str], samplers: list[str | None], where: Model) -> tuple[dict[str, Any], int]:
     """Each checkpoint with each sampler by its label, and the side that the largest of them likes."""
+    from retouch.checkpoints.profile import Profile
     from retouch.editing.loading import load_pipeline
     from retouch.editing.models import resolve
     from retouch.editing.settings import scheduler_named
@@ -158,13 +159,15 @@ def _pipelines(
     for name in names:
         resolve(name)
     columns, side = {}, 0
-    labels = [Path(str(name)).name for name in names]
+    labels = [Path(name).name for name in names]
     if len(set(labels)) < len(labels):
-        labels = [str(name) for name in names]
+        labels = names
     for name, label in zip(names, labels, strict=True):
         pipeline = load_pipeline(name, **where.loading())
         pipeline.set_progress_bar_config(disable=not is_terminal(), leave=False)
-        side = max(side, pipeline.default_size)
+        # What works on a crop around the hole can do with a larger photo.
+        crops = Profile.of(pipeline.name_or_path).square_crops
+        side = max(side, _CROPPED if crops else pipeline.default_size)
         for sampler in samplers:
             front = pipeline
             if sampler is not None:

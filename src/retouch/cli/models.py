@@ -6,17 +6,21 @@ The cache is huggingface_hub's own, shared with every program that uses it.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retouch.cli.command import command, guarded
 from retouch.cli.options import JsonFlag, PickledFlag, short_names
 from retouch.cli.say import answer, complain, megabytes
-from retouch.editing.models import SHORT_NAMES, resolve, short_name
+from retouch.editing.models import BUILT_IN_NAMES, DEFAULT, SHORT_NAMES, resolve, short_name
 from retouch.errors import InputError
+
+if TYPE_CHECKING:
+    from retouch.checkpoints.profile import Known
 
 app = typer.Typer()
 
@@ -38,7 +42,7 @@ def models(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """List, pull and remove checkpoints."""
+    """List, show, pull and remove checkpoints."""
     if context.invoked_subcommand is not None:
         return
     folder, cached = _cached()
@@ -47,8 +51,14 @@ def models(
     known = {name: dataclasses.asdict(entry) for name, entry in SHORT_NAMES.items()}
     if json:
         shown = cached if everything else ours
-        answer({"cache": str(folder), "cached": shown, "short_names": known})
+        built_in = {name: dataclasses.asdict(entry) for name, entry in BUILT_IN_NAMES.items()}
+        answer({"cache": str(folder), "cached": shown, "short_names": known, "built_in": built_in})
         return
+    typer.echo("Built in:")
+    _print_table(
+        ("name", "licence", "note"),
+        [(name, entry.licence, entry.note) for name, entry in BUILT_IN_NAMES.items()],
+    )
     typer.echo(f"In the cache ({folder}):")
     _print_cached(cached if everything else ours)
     if others and not everything:
@@ -68,6 +78,56 @@ def models(
 
 
 @command(app)
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A short name, a folder or a hub id.", autocompletion=short_names
+        ),
+    ] = DEFAULT,
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Say what a checkpoint is for, and what it knows by name if that is not everything."""
+    from retouch.checkpoints.profile import Profile
+    from retouch.cli.recognition import recognised
+
+    facts = recognised(name)
+    if facts["kind"] != "checkpoint":
+        raise InputError(
+            f"{name} is {facts['what']}, no checkpoint. A short name, a folder or a hub id of one is "
+            f"accepted. `retouch info` says more of other files."
+        )
+    is_built_in = name in BUILT_IN_NAMES
+    facts["cached"] = not is_built_in and "repository" in facts and "path" in facts
+    profile = Profile.of(name if is_built_in else facts.get("path", ""))
+    facts |= {"names": [dataclasses.asdict(known) for known in profile.names], "limits": list(profile.limits)}
+    if json:
+        answer(facts)
+        return
+    typer.echo(f"{name}: {facts['what']}")
+    lines = {
+        "note": facts.get("note"),
+        "licence": facts.get("licence"),
+        "repository": facts.get("repository"),
+        "in": facts.get("path"),
+        "size": megabytes(facts["bytes"]) if "bytes" in facts else facts.get("size"),
+        "works at": f"{facts['works_at']} px" if facts.get("works_at") else None,
+    }
+    for key, value in lines.items():
+        if value:
+            typer.echo(f"  {key:12}{value}")
+    if profile.names:
+        typer.echo(f"It knows {len(profile.names)} things by name, in brackets other names of them:")
+        typer.echo(_wrapped(", ".join(_spelled(known) for known in profile.names)))
+    if profile.limits:
+        typer.echo("What it cannot do:")
+        for limit in profile.limits:
+            typer.echo(_wrapped(limit, "- "))
+    typer.echo(f"use:\n  {facts['use']}")
+
+
+@command(app)
 def pull(
     name: Name,
     *,
@@ -80,6 +140,11 @@ def pull(
     json: JsonFlag = False,
 ) -> None:
     """Fetch a checkpoint into the cache: just the files that it is loaded from."""
+    if name in BUILT_IN_NAMES:
+        raise InputError(
+            f"{name} comes with retouch, so there is nothing to pull. Others are pulled by a short name "
+            f"({', '.join(SHORT_NAMES)}) or a hub id."
+        )
     repository = str(resolve(name))
     entry = SHORT_NAMES.get(name)
     if entry is not None and not json:
@@ -131,6 +196,14 @@ def remove(
         answer({"repository": repository, "freed_bytes": plan.expected_freed_size})
     else:
         typer.echo(f"{repository} is removed; {megabytes(plan.expected_freed_size)} freed")
+
+
+def _spelled(known: Known) -> str:
+    return f"{known.word} ({', '.join(known.synonyms)})" if known.synonyms else known.word
+
+
+def _wrapped(text: str, mark: str = "") -> str:
+    return textwrap.fill(text, 100, initial_indent=f"  {mark}", subsequent_indent="  " + " " * len(mark))
 
 
 def _is_confirmed(question: str, *, ask: bool) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from retouch.editing.models import SHORT_NAMES
+from retouch.editing.models import MODELS
 
 PAINTING, MASK, HOLE, MODEL, OUTPUT = (
     "What is painted",
@@ -36,6 +36,7 @@ MaskArgument = Annotated[
 
 MaskMode = Literal["auto", "luma", "alpha"]
 Join = Literal["plain", "match", "poisson"]
+Speed = Literal["exact", "balanced", "fast"]
 Fill = Literal["original", "blur", "telea", "ns", "noise", "color"]
 
 
@@ -55,7 +56,7 @@ PickledFlag = Annotated[
 
 def short_names(incomplete: str) -> list[tuple[str, str]]:
     """What completion offers for a model."""
-    return [(name, entry.note) for name, entry in SHORT_NAMES.items() if name.startswith(incomplete)]
+    return [(name, entry.note) for name, entry in MODELS.items() if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ class Painting:
     negative: Annotated[
         str | None, option(PAINTING, "--negative", "-n", help="What should not be in the picture.")
     ] = None
-    steps: Annotated[int | None, option(PAINTING, min=1, help="Steps that run.", show_default="30")] = None
+    steps: Annotated[
+        int | None, option(PAINTING, min=1, help="Steps that run.", show_default="the checkpoint's, or 30")
+    ] = None
     strength: Annotated[
         float | None,
         option(PAINTING, help="Below 1 starts from what is in the hole.", show_default="1"),
     ] = None
     guidance: Annotated[
-        float | None, option(PAINTING, help="How closely the prompt is followed.", show_default="7.5")
+        float | None,
+        option(PAINTING, help="How closely the prompt is followed.", show_default="the checkpoint's, or 7.5"),
     ] = None
     scheduler: Annotated[
         str | None,
@@ -89,6 +93,16 @@ class Painting:
     ] = None
     variations: Annotated[
         int | None, option(PAINTING, min=1, help="How many pictures.", show_default="1")
+    ] = None
+
+    speed: Annotated[
+        Speed | None,
+        option(
+            PAINTING,
+            envvar="RETOUCH_SPEED",
+            help="Quicker for a somewhat other picture: see docs/speed.md.",
+            show_default="exact",
+        ),
     ] = None
 
 
@@ -123,7 +137,7 @@ class Hole:
         option(
             HOLE,
             help="Surroundings that the model sees: pixels, or per cent of the hole.",
-            show_default="50%, outpaint 100%",
+            show_default="the checkpoint's, or 50%, outpaint 100%",
         ),
     ] = None
     size: Annotated[
@@ -156,6 +170,7 @@ class Model:
             "-m",
             envvar="RETOUCH_MODEL",
             help="A short name (see `retouch models`), a folder, a file of weights, or a hub id.",
+            show_default="builtin",
             autocompletion=short_names,
         ),
     ] = None

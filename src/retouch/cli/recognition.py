@@ -39,15 +39,18 @@ _DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down|lora_linear_layer\
 def recognised(name: str, *, pickled: bool = False) -> Facts:
     """The facts of a file, a folder, or what is cached under a short name or hub id."""
     from retouch.checkpoints.single_file import names_single_file
-    from retouch.editing.models import SHORT_NAMES
+    from retouch.editing.models import BUILT_IN_NAMES, MODELS, SHORT_NAMES
 
+    if name in BUILT_IN_NAMES:
+        entry = BUILT_IN_NAMES[name]
+        return of_built_in(name) | {"licence": entry.licence, "note": entry.note}
     path = Path(name).expanduser()
     if path.is_file():
         return of_weights(path, pickled=pickled) if names_single_file(path) else of_picture(path)
     if path.is_dir():
         return of_folder(path)
-    entry = SHORT_NAMES.get(name)
-    if entry is not None:
+    if name in SHORT_NAMES:
+        entry = SHORT_NAMES[name]
         size = f"{entry.size_gb:g} GB in float32"
         about = {"short_name": name, "licence": entry.licence, "size": size, "note": entry.note}
         return of_cached(entry.repository, name) | about
@@ -55,7 +58,7 @@ def recognised(name: str, *, pickled: bool = False) -> Facts:
         return of_cached(name)
     raise InputError(
         f"{name!r} is no file or folder here, no short name, and no hub id like 'org/name'. Accepted are "
-        f"pictures, files of weights, folders of checkpoints, hub ids, and {', '.join(SHORT_NAMES)}. Check "
+        f"pictures, files of weights, folders of checkpoints, hub ids, and {', '.join(MODELS)}. Check "
         f"the spelling and the working folder."
     )
 
@@ -184,6 +187,18 @@ def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
+def of_built_in(name: str) -> Facts:
+    """The checkpoint that ships, by one of its names."""
+    from retouch.checkpoints.locate import Checkpoint
+    from retouch.checkpoints.shipped import shipped_folder
+
+    checkpoint = Checkpoint.open(name)
+    facts = _of_pipeline(shipped_folder(), checkpoint.index(), name, unet=checkpoint.home_of("unet"))
+    return facts | {
+        "what": facts["what"].replace("a checkpoint of Stable Diffusion", "the built-in checkpoint")
+    }
+
+
 def of_folder(folder: Path) -> Facts:
     """A checkpoint in the Hugging Face layout, or one model of it."""
     from retouch.checkpoints.listing import INDEX_NAME
@@ -227,10 +242,12 @@ def of_cached(repository: str, name: str | None = None) -> Facts:
     return _of_pipeline(folder, index, name or repository) | {"repository": repository}
 
 
-def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str) -> Facts:
-    unet = json_in(folder / "unet" / "config.json")
+def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str, unet: str = "unet") -> Facts:
+    from retouch.checkpoints.profile import Profile
+
+    settings = json_in(folder / unet / "config.json")
     pipeline = str(index.get("_class_name"))
-    family = _FAMILIES.get(unet.get("cross_attention_dim") or 0) if "Kandinsky" not in pipeline else None
+    family = _FAMILIES.get(settings.get("cross_attention_dim") or 0) if "Kandinsky" not in pipeline else None
     family = family or next((title for start, title in _PIPELINES.items() if pipeline.startswith(start)), "")
     facts: Facts = {
         "kind": "checkpoint",
@@ -239,28 +256,31 @@ def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str) -> Facts:
         "bytes": bytes_in(folder),
         "pipeline": pipeline,
     }
-    channels = unet.get("in_channels")
+    channels = settings.get("in_channels")
     if channels:
         facts["what"] += ", made for inpainting" if channels == 9 else ", regular"
         facts["input_channels"] = channels
-        facts["works_at"] = _side(folder, unet)
+        facts["works_at"] = _side(folder, settings)
     facts["parts"] = [part for part, entry in index.items() if isinstance(entry, list) and entry[1]]
-    facts["variants"] = _variants(folder)
+    facts["variants"] = _variants(folder / unet)
+    names = Profile.of(folder).names
+    if names:
+        facts["knows"] = f"{len(names)} things by name (`retouch models show {shlex.quote(name)}`)"
     facts["use"] = f'retouch inpaint PHOTO MASK "PROMPT" --model {shlex.quote(name)}'
     return facts
 
 
-def _side(folder: Path, unet: Mapping[str, Any]) -> int | None:
-    side = unet.get("sample_size")
+def _side(folder: Path, settings: Mapping[str, Any]) -> int | None:
+    side = settings.get("sample_size")
     blocks = json_in(folder / "vae" / "config.json").get("block_out_channels") or [0] * 4
     return side * 2 ** (len(blocks) - 1) if isinstance(side, int) else None
 
 
-def _variants(folder: Path) -> list[str]:
-    """The kinds of weights of the UNet that are there; "" is the plain one."""
+def _variants(unet: Path) -> list[str]:
+    """The kinds of weights of the UNet that are there."""
     from retouch.checkpoints.tensors import find_weights
 
-    names = os.listdir(folder / "unet") if (folder / "unet").is_dir() else []
+    names = os.listdir(unet) if unet.is_dir() else []
     return sorted({files.variant or "plain" for files in find_weights(names)})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retouch.cli.command import in_words_of_the_command_line
 from retouch.cli.files import (
     check_animation_name,
     check_quality,
@@ -30,7 +31,8 @@ from retouch.cli.options import (
     given,
     option,
 )
-from retouch.cli.say import answer, megabytes
+from retouch.cli.say import answer, complain, megabytes
+from retouch.editing.models import DEFAULT, NOTICE
 
 if TYPE_CHECKING:
     from retouch.editing.editor import Editor
@@ -112,6 +114,14 @@ def outpaint(
     run("outpaint", photo, None, paint, given(painting, hole), model, output)
 
 
+def model_or_builtin(model: str | None) -> str:
+    """The model that was named, or the built-in one, of which a line is said."""
+    if model:
+        return model
+    complain(in_words_of_the_command_line(NOTICE))
+    return DEFAULT
+
+
 def as_mask(text: str) -> str | tuple[float, ...]:
     """A box where four numbers are written, else the path or URL that it is."""
     number = r"\s*-?\d+(?:\.\d+)?\s*"
@@ -140,7 +150,7 @@ def run(
     from retouch.editing.editor import load
 
     start = time.perf_counter()
-    editor = load(model.model, progress=False, **model.loading())
+    editor = load(model_or_builtin(model.model), progress=False, **model.loading())
     loaded = time.perf_counter() - start
     with StepBar(preview=output.preview) as bar:
         listening = {"progress": bar.update, "record": output.gif is not None}
@@ -176,7 +186,8 @@ def _inputs(
     Options.of(**options)
     if "scheduler" in options:
         scheduler_named(options["scheduler"], DDIMScheduler())
-    resolve(model.model)
+    if model.model:
+        resolve(model.model)
     picture = Photo.open(photo)
     for target in targets:
         check_holds(target, picture.image.mode)

@@ -18,10 +18,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from retouch.checkpoints.profile import Profile
 from retouch.errors import InputError
 from retouch.images.files import load_image
+from retouch.images.holes import context_in_pixels
 from retouch.images.seam import change, seam_score
 from retouch.pipelines.pipeline import Pipeline
+
+Model = Pipeline | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compare(
     image: Any,
     mask: Any,
     prompts: str | Sequence[str],
-    pipelines: Pipeline | Sequence[Pipeline] | Mapping[str, Pipeline],
+    pipelines: Model | Sequence[Model] | Mapping[str, Model] | None = None,
     seeds: int | Sequence[int] = 0,
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
@@ -79,12 +83,14 @@ def compare(
     """Inpaint the same hole in every way asked for, from the same noise.
 
     `vary={"strength": [0.6, 0.8, 1.0]}` makes a column for each value (and each combination of several);
-    `settings` go to every call. `pipelines` may carry names: {"simple": ..., "inpainting": ...}.
+    `settings` go to every call. `pipelines` are loaded ones or names as the verbs take them, and may carry
+    labels: {"simple": ..., "inpainting": ...}; without any it is the model that the verbs would take. Where a
+    checkpoint says what settings it likes, those hold for what is not given.
     """
     picture, hole = load_image(image), load_image(mask).convert("L")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    columns = _columns(pipelines, vary or {})
+    columns = _columns(_loaded(pipelines), vary or {})
     if not prompts or not seeds or not columns:
         raise InputError(
             "One of prompts, seeds, pipelines and the lists in vary is empty. A comparison needs at least "
@@ -92,12 +98,35 @@ def compare(
         )
     rows = list(itertools.product(prompts, seeds))
     results = [
-        _one(label, pipeline, picture, hole, prompt, seed, {**settings, **extra})
+        _one(label, pipeline, picture, hole, prompt, seed, {**_liked(pipeline, hole), **settings, **extra})
         for prompt, seed in rows
         for label, pipeline, extra in columns
     ]
     labels = [f"{prompt or '(empty prompt)'}\nseed {seed}" for prompt, seed in rows]
     return Comparison(results, _sheet(picture, hole, [label for label, *_ in columns], labels, results))
+
+
+def _loaded(given: Any) -> Any:
+    """Pipelines in place of names."""
+    from retouch.editing.loading import load_pipeline
+
+    if isinstance(given, Mapping):
+        return {label: _loaded(model) for label, model in given.items()}
+    if isinstance(given, list | tuple):
+        return [_loaded(model) for model in given]
+    return given if isinstance(given, Pipeline) else load_pipeline(given)
+
+
+def _liked(pipeline: Pipeline, hole: Image.Image) -> dict[str, Any]:
+    """The settings that a checkpoint says are good, in the words of a call."""
+    said = Profile.of(pipeline.name_or_path).defaults_of("inpaint")
+    words = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
+    liked = {words[name]: value for name, value in said.items() if name in words}
+    box = hole.getbbox()
+    if "context" in said and box is not None:
+        longer = max(box[2] - box[0], box[3] - box[1])
+        liked["padding_mask_crop"] = round(context_in_pixels(said["context"], longer))
+    return liked
 
 
 def _columns(pipelines: Any, vary: Mapping[str, Sequence[Any]]) -> list[tuple[str, Pipeline, dict[str, Any]]]:

@@ -6,19 +6,23 @@ the size that the model likes, and joins it back. Cost follows the hole, not the
 
 from __future__ import annotations
 
+import os
+import warnings
 from importlib.metadata import version
 from numbers import Integral
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from retouch.checkpoints.profile import Profile
 from retouch.editing.cache import PipelineCache
+from retouch.editing.models import chosen
 from retouch.editing.options import Options
 from retouch.editing.painting import Job, paint
 from retouch.editing.result import Edit
 from retouch.editing.settings import scheduler_named
+from retouch.editing.speed import settings_of
 from retouch.errors import InputError
 from retouch.images.holes import crops, read_hole
 from retouch.images.photo import Photo
@@ -33,6 +37,7 @@ class Editor:
 
     def __init__(self, pipeline: Pipeline, model: str = "", *, show_progress: bool = True) -> None:
         self.pipeline, self.model, self.show_progress = pipeline, model, show_progress
+        self.profile = Profile.of(pipeline.name_or_path)
         self._cache = PipelineCache()
 
     def __repr__(self) -> str:
@@ -40,7 +45,8 @@ class Editor:
 
     def inpaint(self, photo: Any, mask: Any, prompt: str = "", **options: Any) -> Edit:
         """Paint `prompt` into the hole. Options: see retouch.editing.options.Options."""
-        return self._edit("inpaint", Photo.open(photo), mask, Options.of(prompt=prompt, **options))
+        wanted = self._options("inpaint", {}, prompt=prompt, **options)
+        return self._edit("inpaint", Photo.open(photo), mask, wanted)
 
     def erase(self, photo: Any, mask: Any, **options: Any) -> Edit:
         """Take away what is under the mask: a little more than it, continued from around it."""
@@ -48,7 +54,7 @@ class Editor:
         if self.pipeline.keeps_original:
             # A regular model sees nothing of the hole but what it starts from: leave it some of the fill.
             defaults["strength"] = 0.85
-        return self._edit("erase", Photo.open(photo), mask, Options.of(**{**defaults, **options}))
+        return self._edit("erase", Photo.open(photo), mask, self._options("erase", defaults, **options))
 
     def outpaint(
         self,
@@ -65,11 +71,30 @@ class Editor:
         """Continue the photo beyond its edges, by pixels or to an aspect such as "16:9"."""
         if options.get("invert"):
             raise InputError("invert=True has no meaning here: what is new is repainted. Leave it out.")
-        chosen = Options.of(**{"prompt": prompt, "fill": "blur", "context": "100%", **options})
+        defaults = {"fill": "blur", "context": "100%"}
+        wanted = self._options("outpaint", defaults, prompt=prompt, **options)
         opened = Photo.open(photo)
         margins = _margins(opened.size, (left, top, right, bottom), aspect)
         canvas, hole = opened.extended(*margins)
-        return self._edit("outpaint", canvas, hole, chosen, {"margins": list(margins)})
+        return self._edit("outpaint", canvas, hole, wanted, {"margins": list(margins)})
+
+    def _options(self, verb: str, defaults: dict[str, Any], **given: Any) -> Options:
+        """The caller's options, else those of the speed, the checkpoint and the verb; with a word on the
+        prompt.
+        """
+        speed = settings_of(given.pop("speed", None), self.pipeline)
+        options = Options.of(**{**defaults, **self.profile.defaults_of(verb), **speed, **given})
+        prompt, names = options.prompt, self.profile.names
+        if prompt.strip() and names and not self.profile.named_in(prompt):
+            near, name = self.profile.near(prompt), self.model or self.pipeline.name_or_path
+            warnings.warn(
+                f"{prompt!r} names nothing that this checkpoint knows, so it may paint anything. It knows "
+                f"{len(names)} things by name (`retouch models show {name}` lists them)"
+                f"{'; near: ' + ', '.join(near) if near else ''}. Name one of them, or take a checkpoint "
+                f'that was trained on words of every kind: model="sd15-inpaint".',
+                stacklevel=3,
+            )
+        return options
 
     def _edit(
         self, verb: str, photo: Photo, mask: Any, options: Options, extra: dict[str, Any] | None = None
@@ -127,6 +152,7 @@ class Editor:
             context=options.context,
             feather=options.feather or 0,
             factor=pipeline.vae_scale_factor,
+            square=self.profile.square_crops,
         )
         return Job(photo, hole, parts, options, working, pipeline, self._cache, recording)
 
@@ -188,14 +214,20 @@ def _ratio(aspect: str | float) -> float:
 
 
 def load(
-    model: str | Path | None, *, device: Any = None, dtype: Any = None, progress: bool = True, **options: Any
+    model: str | os.PathLike[str] | None = None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    progress: bool = True,
+    **options: Any,
 ) -> Editor:
     """An editor over a checkpoint: a folder, a hub repository, a single file or a short name.
 
-    `dtype`: None takes bfloat16 where this machine computes it natively and float32 elsewhere.
+    `model`: None takes the one that RETOUCH_MODEL names, or the built-in one. `dtype`: None takes bfloat16
+    where this machine computes it natively and float32 elsewhere.
     """
     from retouch.editing.loading import load_pipeline
 
-    return Editor(
-        load_pipeline(model, device=device, dtype=dtype, **options), str(model), show_progress=progress
-    )
+    name = chosen(model)
+    pipeline = load_pipeline(name, device=device, dtype=dtype, **options)
+    return Editor(pipeline, str(name), show_progress=progress)

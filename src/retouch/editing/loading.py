@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 from retouch.devices import available_devices, fast_dtype, resolve_device, resolve_dtype
-from retouch.editing.models import resolve
+from retouch.editing.models import chosen, resolve
 from retouch.pipelines.auto import AutoPipelineForInpainting
 from retouch.pipelines.pipeline import Pipeline
 
 
 def load_pipeline(
-    model: str | Path | None, *, device: Any = None, dtype: Any = None, **options: Any
+    model: str | os.PathLike[str] | None = None, *, device: Any = None, dtype: Any = None, **options: Any
 ) -> Pipeline:
-    """The inpainting pipeline of a checkpoint by folder, hub repository, single file or short name."""
+    """The inpainting pipeline of a checkpoint by folder, hub repository, single file or short name.
+
+    None takes the one that RETOUCH_MODEL names, or the built-in one.
+    """
     place = resolve_device(device if device is not None else available_devices()[0])
     wanted = fast_dtype(place) if dtype is None else resolve_dtype(dtype, place)
-    pipeline: Pipeline = AutoPipelineForInpainting.from_pretrained(resolve(model), dtype=wanted, **options)
+    name = resolve(chosen(model))
+    pipeline: Pipeline = AutoPipelineForInpainting.from_pretrained(name, dtype=wanted, **options)
     return pipeline.to(place)

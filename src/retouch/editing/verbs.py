@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
 from retouch.editing.editor import Editor, load
+from retouch.editing.models import chosen
 from retouch.editing.result import Edit
 
 _lock = threading.Lock()
@@ -34,7 +34,7 @@ def _editor(model: Any, options: dict[str, Any]) -> Editor:
     if isinstance(model, Editor):
         return model
     loading = {name: options.pop(name) for name in ("device", "dtype") if name in options}
-    name = model if model is not None else os.environ.get("RETOUCH_MODEL")
+    name = chosen(model)
     key = (str(name), tuple(sorted((key, str(value)) for key, value in loading.items())))
     with _lock:
         if _kept is None or _kept[0] != key:

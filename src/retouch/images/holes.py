@@ -26,6 +26,7 @@ MaskMode = Literal["auto", "luma", "alpha"]
 # Levels this close to black or white are meant as such: a JPEG's black is full of specks.
 _BLACK, _WHITE = 12, 243
 _CELL = 8  # pixels; parts of a hole that are nearer to each other than that are one
+_SLIMMEST = 0.6  # of a crop's longer side the other one has at least so much
 _STRETCHED = 8.0  # crops that are longer than so many times their width are worked on at this aspect
 _RING = 8  # pixels around a hole that the join compares
 
@@ -259,18 +260,26 @@ def distance(outside: np.ndarray) -> np.ndarray:
 
 
 def crops(
-    hole: Hole, working_size: int, *, context: float | str = "50%", feather: float = 0, factor: int = 8
+    hole: Hole,
+    working_size: int,
+    *,
+    context: float | str = "50%",
+    feather: float = 0,
+    factor: int = 8,
+    square: bool = False,
 ) -> list[Crop]:
     """A crop for each separate part of the hole, near ones together; no two overlap.
 
     `context`: how much of the photo to show around a part, in pixels or in per cent of its longer side. Each
-    crop is worked on at about `working_size` squared pixels, aspect kept, sides multiples of `factor`.
+    crop is worked on at about `working_size` squared pixels, aspect kept, sides multiples of `factor`. With
+    `square` it is so wherever the photo lets it and no other crop is near.
     """
-    height, width = hole.levels.shape
+    size = hole.levels.shape[1], hole.levels.shape[0]
+    slimmest = 1.0 if square else _SLIMMEST
     boxes = [
-        _with_context(box, context, feather, working_size, (width, height)) for box in _parts(hole.levels)
+        _with_context(box, context, feather, working_size, size, slimmest) for box in _parts(hole.levels)
     ]
-    return [_crop(box, working_size, factor) for box in sorted(_merged(boxes, (width, height)))]
+    return [_crop(box, working_size, factor) for box in sorted(_merged(boxes, size))]
 
 
 def _parts(levels: np.ndarray) -> list[Box]:
@@ -292,36 +301,42 @@ def _bounds(levels: np.ndarray) -> Box:
 
 
 def _with_context(
-    box: Box, context: float | str, feather: float, working_size: int, size: tuple[int, int]
+    box: Box,
+    context: float | str,
+    feather: float,
+    working_size: int,
+    size: tuple[int, int],
+    slimmest: float,
 ) -> Box:
     left, top, right, bottom = box
     longer = max(right - left, bottom - top)
     # The join needs the ring and room for its feather, which grows with the crop.
-    margin = max(_margin(context, longer), _RING + feather + 0.03 * longer)
+    margin = max(context_in_pixels(context, longer), _RING + feather + 0.03 * longer)
     # A hole of a few pixels needs surroundings to make sense of, but not to be blown up without end.
     least = max(longer + 2 * margin, working_size / 4)
-    across = max(right - left + 2 * margin, 0.6 * least)
-    down = max(bottom - top + 2 * margin, 0.6 * least)
+    across = max(right - left + 2 * margin, slimmest * least)
+    down = max(bottom - top + 2 * margin, slimmest * least)
     (left, right), (top, bottom) = _span(left, right, across, size[0]), _span(top, bottom, down, size[1])
     return left, top, right, bottom
 
 
-def _margin(context: float | str, longer: float) -> float:
+def context_in_pixels(context: float | str, longer: float) -> float:
+    """A context in pixels: as it is, or in per cent of a hole's longer side."""
     try:
         if isinstance(context, str):
             if not context.strip().endswith("%"):
                 raise ValueError
-            margin = longer * float(context.strip()[:-1]) / 100
+            pixels = longer * float(context.strip()[:-1]) / 100
         else:
-            margin = float(context)
-        if not 0 <= margin < math.inf:
+            pixels = float(context)
+        if not 0 <= pixels < math.inf:
             raise ValueError
     except (TypeError, ValueError):
         raise InputError(
             f"context={context!r} is not understood. Give pixels (64) or per cent of the hole ('50%'), 0 "
             "or more."
         ) from None
-    return margin
+    return pixels
 
 
 def _span(low: float, high: float, length: float, limit: int) -> tuple[int, int]:

@@ -232,8 +232,9 @@ class Bundle:
         """Of each part that is not given: its name, and where it is, on this machine now."""
         found = []
         for source, names in cls._sources(checkpoint, index, given):
-            folder = source.fetch(subfolders(dict(names.values())))
-            found += [(part, source, folder, *entry) for part, entry in names.items()]
+            homes = {part: (source.home_of(name), kind) for part, (name, kind) in names.items()}
+            folder = source.fetch(subfolders(dict(homes.values())))
+            found += [(part, source, folder, *entry) for part, entry in homes.items()]
         return found
 
     @classmethod

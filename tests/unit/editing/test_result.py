@@ -155,8 +155,8 @@ class TestVerbs:
 
     def test_without_a_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RETOUCH_MODEL", raising=False)
-        with pytest.raises(retouch.InputError, match=r"No model is named.*sd15-inpaint"):
-            retouch.inpaint(PHOTO, HOLE)
+        settings = retouch.inpaint(PHOTO, HOLE, **{**FAST, "steps": 1}).settings
+        assert settings["model"] == "builtin"
 
 
 class TestOutpaint:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from retouch.checkpoints.original_kinds import KINDS
-from retouch.editing.models import SHORT_NAMES, resolve, short_name
+from retouch.checkpoints.shipped import BUILT_IN
+from retouch.editing import models
+from retouch.editing.models import BUILT_IN_NAMES, DEFAULT, SHORT_NAMES, chosen, resolve, short_name
 from retouch.errors import InputError
 
 
@@ -30,20 +32,42 @@ def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert resolve("mine") == "mine"
 
 
+def test_a_folder_of_a_short_name_needs_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "builtin").mkdir()
+    assert resolve("builtin") == "builtin" and resolve("./builtin") == "./builtin"
+
+
+def test_the_built_in_ones_are_those_that_ship() -> None:
+    assert set(BUILT_IN_NAMES) == set(BUILT_IN) and DEFAULT in BUILT_IN
+    for name in BUILT_IN_NAMES:
+        assert resolve(name) == name and short_name(name) is None
+
+
 @pytest.mark.parametrize("name", [None, ""])
-def test_no_name_is_answered_with_what_there_is(name: str | None) -> None:
-    with pytest.raises(InputError) as caught:
-        resolve(name)
-    message = str(caught.value)
-    assert "\n" not in message and "RETOUCH_MODEL" in message
-    for short, entry in SHORT_NAMES.items():
-        assert f"{short} ({entry.size_gb:g} GB, {entry.licence})" in message
+def test_no_name_means_the_built_in_one_and_says_so_once(
+    name: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RETOUCH_MODEL", raising=False)
+    monkeypatch.setattr(models, "_noticed", False)
+    assert chosen(name) == chosen(name) == DEFAULT
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert record.name == "retouch" and "\n" not in message
+    assert "built-in" in message and "retouch models pull sd15-inpaint" in message
+
+
+def test_a_name_brings_no_notice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(models, "_noticed", False)
+    monkeypatch.setenv("RETOUCH_MODEL", "sd15")
+    assert (chosen("builtin"), chosen(None), chosen(Path("mine"))) == ("builtin", "sd15", Path("mine"))
+    assert caplog.records == []
 
 
 def test_a_slip_of_the_pen_is_answered_with_the_near_name() -> None:
     with pytest.raises(InputError, match=r"sd15-inpant.*Did you mean sd15-inpaint\?"):
         resolve("sd15-inpant")
-    with pytest.raises(InputError, match="one of sd15-inpaint, sd15"):
+    with pytest.raises(InputError, match="one of builtin, builtin-regular, sd15-inpaint"):
         resolve("qqqqqqqq")
 
 

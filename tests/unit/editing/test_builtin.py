@@ -1,0 +1,157 @@
+"""What the editing layer does with the checkpoint that ships: its settings, its crops, its vocabulary."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import retouch
+from retouch.checkpoints.profile import Profile
+from retouch.editing import models, verbs
+from retouch.editing.editor import Editor
+from retouch.images.holes import crops, read_hole
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+BOX = (150, 100, 250, 160)
+ONE = {"steps": 1, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def editor() -> Editor:
+    return retouch.load("builtin", device="cpu", dtype="float32", progress=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "_kept", None)
+    monkeypatch.setattr(models, "_noticed", False)
+    monkeypatch.delenv("RETOUCH_MODEL", raising=False)
+
+
+def test_nothing_named_means_built_in_and_is_said_once(
+    hub: Any, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    place = {"device": "cpu", "dtype": "float32"}
+    first = retouch.inpaint(PHOTO, BOX, "a red apple", **ONE, **place)
+    again = retouch.inpaint(PHOTO, BOX, "a red apple", **ONE, **place)
+    assert retouch.erase(PHOTO, BOX, **ONE, **place).settings["model"] == "builtin"
+    assert retouch.outpaint(PHOTO, "a tree", left=64, **ONE, **place).settings["model"] == "builtin"
+    assert retouch.load(**place, progress=False).model == "builtin"
+    assert [record.getMessage() for record in caplog.records] == [models.NOTICE]
+    assert len(recwarn) == 0 and hub.requests == []
+    assert first.settings["model"] == "builtin" and first.image.tobytes() == again.image.tobytes()
+    hole = np.asarray(first.mask) > 0
+    changed = (np.asarray(first.image) != PHOTO).any(axis=-1)
+    assert changed[hole].mean() > 0.9 and not changed[:80].any() and not changed[:, :120].any()
+
+
+def test_the_name_says_nothing(editor: Editor, caplog: pytest.LogCaptureFixture) -> None:
+    retouch.inpaint(PHOTO, BOX, "a cat", model="builtin", device="cpu", dtype="float32", **ONE)
+    assert caplog.records == [] and editor.model == "builtin"
+
+
+def test_the_regular_one_by_name() -> None:
+    regular = retouch.load("builtin-regular", device="cpu", progress=False)
+    assert regular.pipeline.keeps_original and regular.profile == Profile.of("builtin")
+    settings = regular.erase(PHOTO, BOX, **ONE).settings
+    assert settings["strength"] < 1 and settings["model"] == "builtin-regular"
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"), [("inpaint", (BOX, "a cat")), ("erase", (BOX,)), ("outpaint", ("a tree",))]
+)
+def test_its_settings_hold_unless_others_are_given(editor: Editor, verb: str, arguments: Any) -> None:
+    more = {"right": 64} if verb == "outpaint" else {}
+    liked = editor.profile.defaults_of(verb)
+    asked = {**ONE, "steps": 2}
+    settings = getattr(editor, verb)(PHOTO, *arguments, **more, **asked).settings
+    assert {name: settings[name] for name in liked} == liked | {"steps": 2}
+    other = {"guidance_scale": 1.5, "context": "30%"}
+    settings = getattr(editor, verb)(PHOTO, *arguments, **more, **asked, **other).settings
+    assert {name: settings[name] for name in other} == other
+
+
+def test_without_a_profile_the_verbs_have_their_own_settings(tiny_sd_inpaint: Path) -> None:
+    plain = retouch.load(tiny_sd_inpaint, device="cpu", progress=False)
+    settings = plain.inpaint(PHOTO, BOX, "a zeppelin", size=64, **ONE).settings
+    assert (settings["guidance_scale"], settings["context"]) == (7.5, "50%")
+
+
+def test_a_pipeline_that_was_loaded_otherwise_has_the_profile() -> None:
+    pipeline = retouch.AutoPipelineForInpainting.from_pretrained("builtin")
+    assert Editor(pipeline).profile == Profile.of("builtin")
+
+
+def test_a_crop_is_a_square_of_the_size_of_training(editor: Editor) -> None:
+    edit = editor.inpaint(PHOTO, BOX, "a cat", **ONE)
+    (crop,) = edit.crops
+    assert (crop.width, crop.height) == (128, 128)
+    assert crop.size[0] == crop.size[1] and 0.65 < 100 / crop.size[0] < 0.75
+    assert edit.crop[0] < BOX[0] and edit.crop[3] > BOX[3]
+
+
+def test_square_crops_stay_in_the_photo() -> None:
+    hole = read_hole((0, 0, 300, 40), (400, 100))
+    (square,) = crops(hole, 128, context="21%", square=True)
+    assert square.box == (0, 0, 426 - 26, 100) or square.size[1] == 100
+    (slim,) = crops(read_hole((100, 100, 200, 110), (400, 300)), 128)
+    (wide,) = crops(read_hole((100, 100, 200, 110), (400, 300)), 128, square=True)
+    assert slim.size[1] < slim.size[0] and wide.size[1] == wide.size[0] == slim.size[0]
+
+
+def test_a_prompt_of_unknown_things_is_warned_of_with_near_names(editor: Editor) -> None:
+    with pytest.warns(UserWarning, match=r"'two aples' names nothing.*near: .*apple.*sd15-inpaint") as caught:
+        editor.inpaint(PHOTO, BOX, "two aples", **ONE)
+    assert "models show builtin" in str(caught[0].message) and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="names nothing.*chair"):
+        editor.outpaint(PHOTO, "a sofa", left=16, **ONE)
+    with pytest.warns(UserWarning, match=r"lists them\)\. Name one"):  # nothing is near: none is made up
+        editor.inpaint(PHOTO, BOX, "zzzz", **ONE)
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "a red apple", "A KITTEN in a basket", "3d icon of a car"])
+def test_what_it_knows_and_an_empty_prompt_are_not(editor: Editor, prompt: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        editor.inpaint(PHOTO, BOX, prompt, **ONE)
+
+
+def test_a_folder_of_ones_own_may_have_a_vocabulary(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_checkpoint("with_names", in_channels=9), tmp_path / "mine")
+    (folder / "words.json").write_text('[{"word": "gizmo"}]')
+    (folder / "retouch.json").write_text('{"names": "words.json", "defaults": {"all": {"size": 64}}}')
+    own = retouch.load(folder, device="cpu", progress=False)
+    with pytest.warns(UserWarning, match="near: gizmo"):
+        edit = own.inpaint(PHOTO, BOX, "a gismo", **ONE)
+    assert edit.settings["size"] == 64
+
+
+def test_compare_takes_names_and_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    calls: list[dict[str, Any]] = []
+    real = retouch.StableDiffusionInpaintPipeline.start
+
+    def start(self: Any, *args: Any, **given: Any) -> Any:
+        calls.append(given)
+        return real(self, *args, **given)
+
+    monkeypatch.setattr(retouch.StableDiffusionInpaintPipeline, "start", start)
+    mask = Image.new("L", (400, 300))
+    mask.paste(255, BOX)
+    photo = Image.fromarray(PHOTO)
+    sheet = retouch.compare(photo, mask, "a cat", ["builtin", "builtin-regular"], num_inference_steps=1)
+    assert [result.column for result in sheet.results] == ["1: builtin", "2: builtin-regular"]
+    liked = Profile.of("builtin").defaults_of("inpaint")
+    for call in calls:
+        assert call["guidance_scale"] == liked["guidance_scale"] and call["num_inference_steps"] == 1
+        assert call["padding_mask_crop"] == round(100 * float(liked["context"].rstrip("%")) / 100)
+    assert [result.image.size for result in sheet.results] == [(400, 300)] * 2
+    one = retouch.compare(photo, mask, "a cat", num_inference_steps=1, padding_mask_crop=5)
+    assert len(one.results) == 1 and calls[-1]["padding_mask_crop"] == 5
