@@ -12,10 +12,12 @@ from typing import Any, get_args
 
 from PIL import Image
 
+from retouch.editing.speed import chosen_speed
 from retouch.errors import InputError
 from retouch.images.fill import Fill
 from retouch.images.holes import MaskMode
 from retouch.images.join import Method
+from retouch.pipelines.request import check_interval
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Options:
     invert: bool = False
     grow: float = 0
     fit_mask: bool = False
+    speed: str = "exact"  # or "balanced" or "fast", which stand for settings; see retouch.editing.speed
+    guidance_interval: tuple[float, float] | None = None  # noise levels of 0 to 1 that are guided; None: all
+    reuse_deep_features: int = 1  # the UNet's deep levels run in every n-th step
     record: Any = None  # True, or a retouch.Recording: of the first crop of the first variation
     progress: Callable[[Update], Any] | None = None
 
@@ -73,7 +78,8 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name == "negative_prompt"):
                 raise InputError(f"{name} is a {type(value).__name__}; it takes one string.")
-        for name, least in (("steps", 1), ("variations", 1), ("seed", 0), ("size", 64)):
+        whole = {"steps": 1, "variations": 1, "seed": 0, "size": 64, "reuse_deep_features": 1}
+        for name, least in whole.items():
             value = getattr(self, name)
             if value is None and name in ("seed", "size"):
                 continue
@@ -91,6 +97,8 @@ class Options:
             raise InputError(f"seed={self.seed} is out of range; it takes a whole number below 2**63.")
         if self.feather is not None and self.feather < 0:
             raise InputError(f"feather={self.feather} is negative; give pixels, 0 for a hard edge.")
+        chosen_speed(self.speed)
+        check_interval(self.guidance_interval)
         for name, kind in (("join", Method), ("fill", Fill), ("mask_mode", MaskMode)):
             value, known = getattr(self, name), get_args(kind)
             if value not in known:
@@ -108,7 +116,9 @@ class Options:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's own."""
+    """Numbers of numpy as Python's own, and what holds several as a list."""
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
     if isinstance(value, str | bool) or value is None:
         return value
     return int(value) if isinstance(value, Integral) else float(value)

@@ -150,6 +150,8 @@ def _call(
         "height": height,
         "num_inference_steps": steps,
         "guidance_scale": options.guidance_scale,
+        "guidance_interval": options.guidance_interval,
+        "reuse_deep_features": options.reuse_deep_features,
         "generator": torch.Generator().manual_seed(painting.seed),  # on the CPU: the same on any device
         "record": painting.job.recording if report.is_first else None,
         **extra,

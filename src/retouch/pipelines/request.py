@@ -237,7 +237,7 @@ def _check_numbers(request: Request, size_factor: int) -> None:
             raise InputError(f"{name}={value} is not a multiple of {size_factor}. The nearest is {nearest}.")
     if not 0 <= request.strength <= 1:
         raise InputError(f"strength={request.strength} is outside 0 to 1.")
-    _check_interval(request.guidance_interval)
+    check_interval(request.guidance_interval)
     if request.timesteps is not None and request.sigmas is not None:
         raise InputError("Both timesteps and sigmas were given; each is a whole schedule. Give one.")
     source = request.generator
@@ -249,7 +249,8 @@ def _check_numbers(request: Request, size_factor: int) -> None:
             )
 
 
-def _check_interval(interval: Any) -> None:
+def check_interval(interval: Any) -> None:
+    """Refuse what is no interval of noise levels."""
     if interval is None:
         return
     is_pair = isinstance(interval, list | tuple) and len(interval) == 2
