@@ -127,6 +127,7 @@ def requests(draw: Any) -> tuple[Image.Image, int, str, Any, dict[str, Any]]:
         "feather": draw(some.sampled_from([None, 0, 0.5, 7.3, 40])),
         "context": draw(some.sampled_from(["50%", "0%", 0, 13, "200%"])),
         "strength": draw(some.sampled_from([1.0, 0.6])),
+        "speed": draw(some.sampled_from(["exact", "exact", "balanced", "fast"])),
     }
     if draw(some.booleans()):
         options["fill"] = draw(some.sampled_from(["original", "noise", "color"]))
