@@ -1,23 +1,52 @@
-"""Writes the trained parts as the folder that ships: half precision, loadable by name and by diffusers."""
+"""Writes the trained parts as the folder that ships: half precision, loadable by name and by diffusers.
+
+`python -m training.package --state FOLDER` writes `FOLDER/checkpoint`; with `--install` it also puts it into
+the package, where it is the checkpoint that answers when no other is named.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from retouch.models.autoencoder import AutoencoderKL
 from retouch.models.unet import UNet2DConditionModel
-from training.state import write_json
+from training.state import default_state, write_json
 from training.text import TOKENS
 from training.train_unet import make_scheduler
-from training.vocabulary import NAMES
+from training.vocabulary import NAMES, RELATED
 
 LIMIT = 40_000_000  # bytes, of everything but the regular UNet
+LIMIT_REGULAR = 30_000_000  # bytes, of that
+
+PACKAGE = Path(__file__).parents[1] / "src" / "retouch" / "checkpoints" / "builtin"
+CARD = Path(__file__).with_name("card.md")
+
+# retouch.json: what the verbs do with this checkpoint unless they are told otherwise, and what it cannot do.
+PROFILE: dict[str, Any] = {
+    "defaults": {
+        # In training a hole has about 70 % of the side of a square picture.
+        "all": {"steps": 20, "guidance_scale": 2.5, "context": "21%"},
+        # An empty prompt is its word for "what was behind": there is nothing to guide away from.
+        "erase": {"negative_prompt": None, "guidance_scale": 1.0, "context": "50%"},
+        "outpaint": {"context": "100%"},
+    },
+    "square_crops": True,
+    "names": "names.json",
+    "limits": [
+        "It knows the things below and no others; other words paint a blob or something that it knows.",
+        "No faces or people, no text or letters, no styles, no counts, no relations between things.",
+        "It paints 128 x 128 pixels: larger holes are scaled up and stay soft.",
+        "Things look like the 3D icons and drawings that it learnt from, not like photos.",
+        "An empty prompt continues sky, grass, walls, water; it does not rebuild structure.",
+    ],
+}
 
 
 def package(state: Path) -> Path:
@@ -35,6 +64,8 @@ def package(state: Path) -> Path:
     CLIPTokenizer.from_pretrained(state / "tokenizer", model_max_length=TOKENS).save_pretrained(
         staged / "tokenizer"
     )
+    for name in ("vocab.json", "merges.txt"):  # for readers before transformers 5, which writes neither
+        shutil.copy(state / "tokenizer" / name, staged / "tokenizer")
     make_scheduler().save_pretrained(staged / "scheduler")
     index = {
         "_class_name": "StableDiffusionInpaintPipeline",
@@ -49,16 +80,88 @@ def package(state: Path) -> Path:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    known = [
-        {key: value for key, value in asdict(name).items() if key in ("word", "synonyms")} for name in NAMES
-    ]
-    write_json(staged / "names.json", known)
+    write_json(
+        staged / "names.json",
+        [{"word": name.word, "synonyms": name.synonyms, "related": related(name.word)} for name in NAMES],
+    )
+    write_json(staged / "retouch.json", PROFILE)
     shutil.copy(state / "data" / "sources.json", staged / "sources.json")
-    shipped = [path for path in staged.rglob("*") if path.is_file() and "unet_regular" not in path.parts]
-    size = sum(path.stat().st_size for path in shipped)
-    if size > LIMIT:
-        raise SystemExit(f"The checkpoint has {size} bytes; {LIMIT} are allowed. Make the UNet narrower.")
+    (staged / "README.md").write_text(card(state), encoding="utf-8")
+    for path in staged.rglob("*.*"):  # some writers keep a file to its owner
+        path.chmod(0o644)
+    size, regular = size_of(staged)
+    for what, has, limit in (("The checkpoint", size, LIMIT), ("Its regular UNet", regular, LIMIT_REGULAR)):
+        if has > limit:
+            raise SystemExit(f"{what} has {has} bytes; {limit} are allowed. Make the UNet narrower.")
     shutil.rmtree(folder, ignore_errors=True)
     staged.replace(folder)
-    print(f"{folder}: {size / 1e6:.1f} MB without the regular UNet", flush=True)
+    print(f"{folder}: {size / 1e6:.1f} MB, and {regular / 1e6:.1f} MB for the regular UNet", flush=True)
     return folder
+
+
+def related(word: str) -> list[str]:
+    """Words that are no names of a thing, but near it: a sofa is near the chair."""
+    return [other for other, words in RELATED.items() if word in words]
+
+
+def size_of(folder: Path) -> tuple[int, int]:
+    """Bytes of everything but the regular UNet, and of that."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    regular = sum(path.stat().st_size for path in files if "unet_regular" in path.parts)
+    return sum(path.stat().st_size for path in files) - regular, regular
+
+
+def card(state: Path) -> str:
+    """The model card: `card.md` with what is in the state folder filled in."""
+    sources = json.loads((state / "data" / "sources.json").read_text(encoding="utf-8"))
+    rows = [
+        f"| {source['client']} `{source['package']}` {source['version']} | {source['licence']} "
+        f"| {source['attribution']} | {source['pictures_made']:,} |"
+        for source in sources
+    ]
+    filled = {
+        "names": str(len(NAMES)),
+        "sources": "\n".join(rows),
+        "compute": "\n".join(
+            _compute(state / f"{stage}.jsonl") for stage in ("vae", "regular", "inpainting")
+        ),
+    }
+    text = CARD.read_text(encoding="utf-8")
+    for key, value in filled.items():
+        text = text.replace("{{" + key + "}}", value)
+    return text
+
+
+def _compute(log: Path) -> str:
+    """A line of the card's table on what a stage of training took."""
+    if not log.is_file():
+        return f"| {log.stem} | not trained | |"
+    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    return f"| {log.stem} | {last['step']:,} | {last['hours']:.1f} |"
+
+
+def install(folder: Path, target: Path = PACKAGE) -> Path:
+    """Put a packaged checkpoint into the package's own folder, in place of the one that is there."""
+    staged = target.with_name(target.name + ".partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(folder, staged)
+    shutil.rmtree(target, ignore_errors=True)
+    staged.replace(target)
+    print(f"{target}: installed", flush=True)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--state", type=Path, default=default_state(), help="the state folder")
+    parser.add_argument("--install", action="store_true", help="put it into the package, too")
+    options = parser.parse_args()
+    folder = package(options.state)
+    if options.install:
+        install(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -143,3 +143,75 @@ NAMES = tuple(
         """
     )
 )
+
+# Words that people try and that are no names, with what comes near: for the warning, not for training.
+RELATED = {
+    word: tuple(name.strip() for name in names.split("|"))
+    for word, names in (
+        line.strip().split(": ")
+        for line in """
+            fruit: red apple | orange | banana | strawberry
+            vegetable: carrot | tomato | broccoli | corn
+            food: pizza | hamburger | bread | cake
+            snack: cookie | donut | french fries
+            dessert: ice cream | cake | donut
+            sandwich: hamburger | hot dog
+            drink: coffee | beer | wine glass
+            tea: coffee
+            mug: coffee
+            bottle: wine glass | beer
+            bowl: coffee
+            animal: cat | dog | rabbit | horse
+            pet: cat | dog | rabbit
+            mouse: rabbit | cat
+            wolf: fox | dog
+            sheep: cow | pig
+            goat: cow | horse
+            toad: frog
+            ape: monkey
+            parrot: bird | owl
+            eagle: owl | bird
+            goose: duck | chicken
+            insect: bee | butterfly | ladybug
+            shark: whale | fish
+            dolphin: whale | fish
+            vehicle: car | bus | truck | bicycle
+            van: bus | truck
+            taxi: car
+            ship: sailboat
+            ball: soccer ball | basketball
+            toy: teddy bear | balloon | rocket
+            doll: teddy bear
+            box: gift
+            parasol: umbrella
+            piano: guitar
+            violin: guitar
+            lamp: light bulb
+            magazine: book
+            watch: alarm clock
+            furniture: chair
+            sofa: chair
+            bench: chair
+            stool: chair
+            table: chair
+            cap: hat
+            boot: shoe
+            clothes: hat | shoe
+            suitcase: backpack
+            phone: camera
+            medal: trophy
+            building: house
+            castle: house
+            cabin: house
+            hut: house
+            bush: tree | pine tree
+            plant: cactus | tree | four leaf clover
+            grass: four leaf clover
+            lily: tulip | flower
+            daisy: sunflower | flower
+            leaf: four leaf clover | tree
+            sun: sunflower | star
+            moon: star
+        """.strip().splitlines()
+    )
+}
