@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(VENV)/.installed ## inpaint a small picture with a generated checkpoint
+demo: $(VENV)/.installed ## a real edit with the built-in checkpoint: demo/grid.png
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev lint types imports ## everything that CI runs
