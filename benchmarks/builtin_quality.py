@@ -180,12 +180,10 @@ class Bench:
     def removal(self) -> dict[str, Any]:
         """An empty prompt over plain background, against OpenCV; then objects erased by whole edits."""
         found: dict[str, Any] = {}
-        steps = self.of_verb("erase").get("steps", 20)
-        settings = [Setting(steps)]
+        settings = [Setting(steps) for steps in (self.some(4, 2), self.some(10, 3), self.some(20, 4))]
         for fill in ("telea", "blur"):
-            settings += [
-                Setting(steps, fill=fill, strength=s) for s in (STRENGTHS if not self.quick else (0.5,))
-            ]
+            strengths = STRENGTHS if not self.quick else (0.5,)
+            settings += [Setting(self.some(10, 3), fill=fill, strength=s) for s in strengths]
         painters = self.inpainting
 
         def ours(setting: Setting, pictures: np.ndarray, holes: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,16 +199,18 @@ class Bench:
         for label, results in classical(pictures, holes).items():
             chosen_on[label] = self.measure(pictures, holes, {label: results})[label]
             print(f"removal, choosing: {label}: {chosen_on[label]}", flush=True)
-        key = "lpips" if self.measure.lpips is not None else "psnr_in_hole"
-        sign = 1 if key == "lpips" else -1
-        candidates = [f"{setting}, join {way}" for setting in settings for way in JOINS]
-        best = min(candidates, key=lambda label: sign * chosen_on[label][key])
-        found["chosen_on_training_photos"] = chosen_on
-        found["chosen"] = best
+        key, sign = ("lpips", 1) if self.measure.lpips is not None else ("psnr_in_hole", -1)
+
+        def best_of(settings: Sequence[Setting]) -> str:
+            labels = [f"{setting}, join {way}" for setting in settings for way in JOINS]
+            return min(labels, key=lambda label: sign * chosen_on[label][key])
+
+        best, alone = best_of(settings), best_of([each for each in settings if each.strength == 1])
+        found |= {"chosen_on_training_photos": chosen_on, "chosen": best, "chosen_alone": alone}
         pictures, holes = plain_background(self.held_out, self.some(256, 8))
         results = classical(pictures, holes)
         for setting in settings:
-            if best.startswith(f"{setting},") or setting.strength == 1:
+            if {f"{setting}, join {way}" for way in JOINS} & {best, alone}:
                 results |= ours(setting, pictures, holes)
         found["held_out"] = self.measure(pictures, holes, results, best)
         for label, figures in found["held_out"].items():

@@ -1,0 +1,72 @@
+"""Writes the figures of `builtin_quality` into the places that show them: the model card and docs/builtin.md.
+
+Both have a block between two comments, "figures" and "end of figures", which is replaced whole. `--seen` is
+what a person says of the sheet of names.
+
+    python -m benchmarks.builtin_report --seen "37 of 50"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "builtin_quality.json"
+PLACES = (ROOT / "training" / "card.md", ROOT / "docs" / "builtin.md")
+BLOCK = re.compile(r"(<!-- figures.*?-->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def table(found: dict[str, Any], seen: str) -> str:
+    vae, judge, named, removal = (found[key] for key in ("vae", "classifier", "naming", "removal"))
+    filled = {label: figures["lpips"] for label, figures in removal["held_out"].items()}
+    telea, stokes = (
+        min(value for label, value in filled.items() if label.startswith(kind))
+        for kind in ("Telea", "Navier-Stokes")
+    )
+    best, alone = removal["chosen"], removal["chosen_alone"]
+    rows = [
+        ("VAE, PSNR on unseen photos", "25 dB, aiming at 27", f"{vae['psnr_photos']:.1f} dB"),
+        ("VAE, red and green kept", "1 is all of it", f"{vae['red_kept']:.2f}, {vae['green_kept']:.2f}"),
+        (
+            f"a classifier names the painted thing right ({named['inpainting']['draws']} draws)",
+            "60 %",
+            f"{named['inpainting']['top1']:.0%}; among its first five {named['inpainting']['top5']:.0%}",
+        ),
+        ("the same, painted by the regular UNet", "", f"{named['regular']['top1']:.0%}"),
+        (
+            "the classifier itself, of real cut-outs on unseen photos; through the VAE",
+            "over 90 %",
+            f"{judge['top1']:.0%}; {judge['top1_through_vae']:.0%}",
+        ),
+        ("a person names the thing, of 50 prompts on unseen photos", "most", seen),
+        (
+            "empty prompt over plain background, LPIPS (less is nearer to the truth)",
+            f"below Telea's {telea:.3f} and Navier-Stokes' {stokes:.3f}",
+            f"{filled[best]:.3f} ({best}); the model alone {filled[alone]:.3f} ({alone})",
+        ),
+    ]
+    lines = ["| what | goal | measured |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--seen", default="not looked at yet", help="what a person says of the sheet")
+    parser.add_argument("--print", action="store_true", help="show the table and write nothing")
+    given = parser.parse_args()
+    text = table(json.loads(given.results.read_text()), given.seen)
+    print(text)
+    for place in () if given.print else PLACES:
+        page, count = BLOCK.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", place.read_text())
+        if count != 1:
+            raise SystemExit(f"{place} has {count} blocks of figures; one is expected.")
+        place.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
