@@ -32,7 +32,7 @@ CARD = Path(__file__).with_name("card.md")
 PROFILE: dict[str, Any] = {
     "defaults": {
         # In training a hole has about 70 % of the side of a square picture.
-        "all": {"steps": 20, "guidance_scale": 2.5, "context": "21%"},
+        "all": {"steps": 20, "guidance_scale": 2.5, "context": "21%", "one_pass": True},
         # An empty prompt is its word for "what was behind": there is nothing to guide away from.
         "erase": {"negative_prompt": None, "guidance_scale": 1.0, "context": "50%"},
         "outpaint": {"context": "100%"},

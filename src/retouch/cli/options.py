@@ -67,7 +67,7 @@ class Painting:
         str | None, option(PAINTING, "--negative", "-n", help="What should not be in the picture.")
     ] = None
     steps: Annotated[
-        int | None, option(PAINTING, min=1, help="Steps that run.", show_default="the checkpoint's, or 30")
+        int | None, option(PAINTING, min=1, help="Steps that run.", show_default="30, or the checkpoint's")
     ] = None
     strength: Annotated[
         float | None,
@@ -75,7 +75,7 @@ class Painting:
     ] = None
     guidance: Annotated[
         float | None,
-        option(PAINTING, help="How closely the prompt is followed.", show_default="the checkpoint's, or 7.5"),
+        option(PAINTING, help="How closely the prompt is followed.", show_default="7.5, or the checkpoint's"),
     ] = None
     scheduler: Annotated[
         str | None,
@@ -137,12 +137,21 @@ class Hole:
         option(
             HOLE,
             help="Surroundings that the model sees: pixels, or per cent of the hole.",
-            show_default="the checkpoint's, or 50%, outpaint 100%",
+            show_default="50%, outpaint 100%, or the checkpoint's",
         ),
     ] = None
     size: Annotated[
         int | None,
         option(HOLE, help="Side that a crop is painted at.", show_default="what the checkpoint likes"),
+    ] = None
+    one_pass: Annotated[
+        bool | None,
+        option(
+            HOLE,
+            "--one-pass/--two-passes",
+            help="Whether a crop much larger than that is painted again at its own size.",
+            show_default="two, or the checkpoint's",
+        ),
     ] = None
     fill: Annotated[
         Fill | None,

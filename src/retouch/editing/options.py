@@ -47,6 +47,7 @@ class Options:
     variations: int = 1
     context: float | str = "50%"  # surroundings to show the model, in pixels or per cent of the hole
     size: int | None = None  # side that a crop is worked on at; None: what the checkpoint likes
+    one_pass: bool = False  # no second pass at its own size for a crop that is much larger than that
     feather: float | None = None  # pixels over which old and new mix around the hole; None: from the crop
     join: Method = "match"
     fill: Fill = "original"

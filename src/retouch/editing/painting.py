@@ -123,7 +123,7 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
         inside = np.asarray(Image.fromarray(painting.hole).resize(size, Image.Resampling.BOX)) > 0
         picture = fill_hole(picture, inside, options.fill, seed=painting.seed)
     shrinks = size[0] * size[1] < _SHRINKS_TOO_MUCH * own[0] * own[1]
-    refine = refine and shrinks and "strength" in painting.pipeline.task.arguments
+    refine = refine and not options.one_pass and shrinks and "strength" in painting.pipeline.task.arguments
     second = math.ceil(_REFINE * options.steps) if refine else 0
     report = _Report(painting, options.steps + second)
     result = _call(painting, picture, options.strength, options.steps, report)

@@ -94,6 +94,17 @@ def test_a_crop_is_a_square_of_the_size_of_training(editor: Editor) -> None:
     assert edit.crop[0] < BOX[0] and edit.crop[3] > BOX[3]
 
 
+def test_a_large_hole_is_painted_once_unless_asked_for_otherwise(editor: Editor) -> None:
+    steps: list[int] = []
+
+    def listen(update: Any) -> None:
+        steps.append(update.steps)
+
+    for asked in ({}, {"one_pass": False}):
+        editor.inpaint(PHOTO, (60, 20, 340, 280), "a cat", progress=listen, **ONE, **asked)
+    assert steps == [1, 2, 2]
+
+
 def test_square_crops_stay_in_the_photo() -> None:
     hole = read_hole((0, 0, 300, 40), (400, 100))
     (square,) = crops(hole, 128, context="21%", square=True)
