@@ -1,12 +1,13 @@
 """Attention over tokens, and the transformer that UNets run at each resolution.
 
 Everything goes through `scaled_dot_product_attention`, which picks a memory-efficient kernel where the device
-has one and takes the softmax in float32 there; so no slicing and no upcasting switch is needed.
+has one and takes the softmax in float32 there; so no slicing and no upcasting switch is needed. A prepared
+model has another kernel (prepared/prepare.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ class Attention(nn.Module):
 
     A mask is (batch, 1, tokens, context) and says who may look at what.
     """
+
+    # Takes (batch, heads, tokens, dim_head) and attn_mask; a faster one is put here by preparation.
+    kernel: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, dim_head)
             for part in projected
         )
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = self.kernel(query, key, value, attn_mask=mask)
         return attended.transpose(1, 2).flatten(2)
 
 

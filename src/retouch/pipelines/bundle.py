@@ -22,7 +22,8 @@ from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.single_file import names_single_file
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
-from retouch.pipelines.components import index_entry, load_component, save_component, subfolders
+from retouch.models.prepared.prepare import prepare, unprepare
+from retouch.pipelines.components import index_entry, load_component, plain, save_component, subfolders
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.single_file import load_parts, open_single_file, require_family
 
@@ -95,6 +96,11 @@ class Bundle:
         twin.placement = self.placement.shared_by(twin)
         return twin
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if plain(value) is not value:
+            unprepare(plain(value))  # a compiler makes its own kernels, and wants to see plain layers
+        super().__setattr__(name, value)
+
     def _found_device(self) -> torch.device:
         for module in self._modules().values():
             for parameter in module.parameters():
@@ -151,13 +157,15 @@ class Bundle:
         local_files_only: bool = False,
         force_download: bool = False,
         use_safetensors: bool | None = None,
+        optimize: bool = True,
         **components: Any,
     ) -> Self:
         """A pipeline from a local folder or a hub repository, or from one file as `from_single_file` does.
 
         Further keywords replace a part (`unet=...`, `scheduler=...`) or leave an optional one out (None).
         The safety checker is loaded only with `safety_checker=True`. float16 on a machine whose devices do
-        not compute it well becomes bfloat16 or float32, with a warning.
+        not compute it well becomes bfloat16 or float32, with a warning. `optimize=False` leaves out
+        what `optimize()` does.
         """
         if names_single_file(name):
             if variant is not None:
@@ -174,6 +182,7 @@ class Bundle:
                 local_files_only=local_files_only,
                 force_download=force_download,
                 use_safetensors=use_safetensors,
+                optimize=optimize,
                 **components,
             )
         checkpoint = Checkpoint.open(
@@ -186,9 +195,10 @@ class Bundle:
             force_download=force_download,
             use_safetensors=use_safetensors,
         )
-        return cls._from_checkpoint(
+        pipeline = cls._from_checkpoint(
             checkpoint, dtype if dtype is not None else torch_dtype, use_safetensors is False, components
         )
+        return pipeline.optimize(optimize)
 
     @classmethod
     def _from_checkpoint(
@@ -273,6 +283,7 @@ class Bundle:
         local_files_only: bool = False,
         force_download: bool = False,
         use_safetensors: bool | None = None,
+        optimize: bool = True,
         **components: Any,
     ) -> Self:
         """A pipeline from one file in the layout of the original Stable Diffusion programs.
@@ -310,7 +321,7 @@ class Bundle:
         )
         pipeline = cls(**{**switches, **parts})
         pipeline._source = file.name
-        return pipeline
+        return pipeline.optimize(optimize)
 
     @classmethod
     def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,6 +399,16 @@ class Bundle:
         for module in self._modules().values():
             module.to(device=place, dtype=wanted)
         self.placement = Resident(self, place)
+        return self
+
+    def optimize(self, is_on: bool = True) -> Self:
+        """Let the models compute with kernels that suit this machine's CPU, or as plain layers again.
+
+        The results are the same up to rounding. A part that torch.compile wrapped is left to it.
+        """
+        for module in self._modules().values():
+            if plain(module) is module:
+                prepare(module) if is_on else unprepare(module)
         return self
 
     def _offload(

@@ -1,0 +1,251 @@
+"""Prepared layers against the plain ones in float64; that the other way is really taken, and by whom not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retouch.models import attention, layers
+from retouch.models.prepared import layers as prepared, onednn
+from retouch.models.prepared.prepare import is_prepared, prepare, unprepare
+
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
+
+DTYPES = [
+    pytest.param(torch.float32, 2e-6, id="float32"),
+    pytest.param(
+        torch.bfloat16,
+        1.5e-2,
+        id="bfloat16",
+        marks=pytest.mark.skipif(not onednn.computes(torch.bfloat16), reason="no bfloat16 here"),
+    ),
+]
+
+
+def seeded(layer: nn.Module) -> nn.Module:
+    for number, parameter in enumerate(layer.parameters()):
+        draw = torch.Generator().manual_seed(number)
+        parameter.data.normal_(0, parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5, generator=draw)
+    return layer.eval()
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
+    "linear": (lambda: nn.Linear(37, 53), [(2, 5, 37), (1, 37), (7, 1, 2, 37), (1, 300, 37)]),
+    "linear without bias": (lambda: nn.Linear(64, 64, bias=False), [(1, 3, 64), (4, 9, 64)]),
+    "3x3": (lambda: nn.Conv2d(20, 36, 3, padding=1), [(2, 20, 9, 7), (1, 20, 1, 1), (3, 20, 64, 5)]),
+    "1x1": (lambda: nn.Conv2d(32, 48, 1), [(1, 32, 8, 8), (2, 32, 5, 3)]),
+    "strided": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), [(2, 16, 9, 8), (1, 16, 2, 3)]),
+    "dilated": (lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False), [(1, 16, 11, 6)]),
+    "few channels in": (lambda: nn.Conv2d(4, 32, 3, padding=1), [(2, 4, 8, 8), (1, 4, 7, 9)]),
+    "few channels out": (lambda: nn.Conv2d(32, 3, 3, padding=1), [(2, 32, 8, 8)]),
+    "upsample": (lambda: layers.Upsample2D(24), [(2, 24, 5, 7), (1, 24, 1, 1), (1, 24, 16, 8)]),
+    "gated": (lambda: attention.GEGLU(24, 40), [(2, 9, 24), (1, 1, 24)]),
+    "feed forward": (lambda: attention.FeedForward(32), [(2, 600, 32), (1, 40, 32), (3, 1024, 32)]),
+    "attention": (lambda: attention.Attention(48, heads=3, dim_head=16), [(2, 33, 48), (1, 200, 48)]),
+    "resnet": (lambda: layers.ResnetBlock2D(32, 64, groups=8, eps=1e-5), [(2, 32, 6, 10), (1, 32, 3, 3)]),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_the_plain_layers(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    make, shapes = CASES[name]
+    exact, layer = seeded(make()).to(dtype).double(), prepare(seeded(make()).to(dtype))
+    assert is_prepared(layer)
+    with torch.no_grad():
+        for number, shape in enumerate([*shapes, *shapes[:1]]):  # one layer, another batch and size each time
+            draw = torch.Generator().manual_seed(number)
+            x = torch.randn(shape, generator=draw).to(dtype)
+            wanted, found = exact(x.double()), layer(x)
+            assert found.dtype == dtype and found.shape == wanted.shape
+            error = (found.double() - wanted).abs().max() / wanted.abs().max()
+            assert error < tolerance, f"{shape}: {error}"
+            assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_views_of_other_orders(dtype: torch.dtype, tolerance: float) -> None:
+    linear, convolution = nn.Linear(24, 40), nn.Conv2d(24, 40, 3, padding=1)
+    tokens = torch.randn(2, 24, 30).to(dtype).transpose(1, 2)
+    image = torch.randn(2, 9, 8, 24).to(dtype).permute(0, 3, 1, 2)[:, :, ::2, 1:]
+    for layer, x in ((linear, tokens), (convolution, image), (layers.Upsample2D(24), image)):
+        exact = seeded(layer).to(dtype)
+        with torch.no_grad():
+            wanted = exact.double()(x.double())
+            found = prepare(exact.to(dtype))(x)
+        assert (found.double() - wanted).abs().max() / wanted.abs().max() < tolerance
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of oneDNN's functions are called, in order."""
+    seen: list[str] = []
+    for name in ("linear", "linear_times", "convolution"):
+        real = getattr(onednn, name)
+
+        def spy(*args: Any, name: str = name, real: Any = real) -> Any:
+            seen.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(onednn, name, spy)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "linear": ["linear"],
+        "3x3": ["convolution"],
+        "upsample": ["convolution"] * 4,
+        "gated": ["linear", "linear_times"],
+        "attention": ["linear"] * 4,
+        "few channels in": [],
+    }.items(),
+)
+def test_the_other_kernels_are_used(name: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shapes = CASES[name]
+    layer, x, seen = prepare(make()), torch.randn(shapes[0]), calls(monkeypatch)
+    with torch.no_grad():
+        layer(x)
+    assert seen == expected
+    with torch.inference_mode():
+        layer(x)
+    assert seen == 2 * expected
+
+
+def test_whoever_wants_gradients_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, seen = nn.Linear(16, 16), torch.randn(3, 16), calls(monkeypatch)
+    layer(x).sum().backward()
+    wanted = layer.weight.grad.clone()
+    layer.zero_grad()
+    prepare(layer)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert seen == ["linear"]
+    assert torch.equal(layer.weight.grad, wanted)
+    with torch.no_grad():
+        layer(x)
+    assert torch.equal(layer.weight.grad, wanted), "a gradient is not lost by a look at how far one is"
+
+
+def test_other_dtypes_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = calls(monkeypatch)
+    layer, x = prepare(nn.Linear(16, 16).double()), torch.randn(3, 16, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        layer.float()
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x.float()).dtype == torch.bfloat16
+        assert not seen
+        layer(x.float())
+    assert seen == ["linear"]
+
+
+def test_an_empty_batch() -> None:
+    with torch.no_grad():
+        assert prepare(nn.Linear(4, 5))(torch.empty(0, 4)).shape == (0, 5)
+        assert prepare(nn.Conv2d(16, 17, 1))(torch.empty(0, 16, 4, 4)).shape == (0, 17, 4, 4)
+
+
+def test_one_map_without_a_batch() -> None:
+    layer, x = nn.Conv2d(16, 17, 3), torch.randn(16, 5, 5)
+    with torch.no_grad():
+        wanted = layer(x)
+        torch.testing.assert_close(prepare(layer)(x), wanted)
+
+
+def test_pictures_and_latents_come_out_in_the_usual_order() -> None:
+    with torch.no_grad():
+        assert prepare(nn.Conv2d(32, 4, 3))(torch.randn(2, 32, 8, 8)).is_contiguous()
+        features = prepare(nn.Conv2d(4, 32, 3))(torch.randn(2, 4, 8, 8))
+    assert features.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (10, 13), (3, 3)])
+def test_other_sizes_than_twice(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, seen = seeded(layers.Upsample2D(16)), torch.randn(2, 16, 5, 7), calls(monkeypatch)
+    with torch.no_grad():
+        wanted = layer(x, size=size)
+        prepare(layer)
+        torch.testing.assert_close(layer(x, size=size), wanted)
+        assert seen == ["convolution"]
+        layer(x, size=(10, 14))
+    assert seen == ["convolution"] * 5
+
+
+def test_layers_that_do_not_fit_stay_plain() -> None:
+    odd = [
+        nn.Conv2d(32, 32, 3, groups=4),
+        nn.Conv2d(32, 32, 3, padding="same"),
+        nn.Conv2d(32, 32, 3, padding_mode="reflect", padding=1),
+        nn.ConvTranspose2d(32, 32, 3),
+    ]
+    for layer in odd:
+        assert type(prepare(layer)) in (nn.Conv2d, nn.ConvTranspose2d) and not is_prepared(layer)
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "another layer"])
+@pytest.mark.parametrize("name", ["gated", "upsample"])
+def test_a_layer_inside_is_called_if_somebody_listens(name: str, kind: str) -> None:
+    make, shapes = CASES[name]
+    whole: Any = prepare(seeded(make()))
+    part = "proj" if name == "gated" else "conv"
+    inside, heard = getattr(whole, part), []
+    x = torch.randn(shapes[0])
+    with torch.no_grad():
+        wanted = whole(x)
+        if kind == "hook":
+            inside.register_forward_hook(lambda *_: heard.append(1))
+        elif kind == "pre-hook":
+            inside.register_forward_pre_hook(lambda *_: heard.append(1))
+        else:
+
+            class Other(nn.Module):
+                def forward(self, x: Tensor) -> Tensor:
+                    heard.append(1)
+                    return inside(x)
+
+            setattr(whole, part, Other())
+        torch.testing.assert_close(whole(x), wanted)
+    assert heard == [1]
+
+
+def test_plain_again() -> None:
+    net = nn.Sequential(*(make() for make, _ in CASES.values()))
+    kinds = [type(layer) for layer in net.modules()]
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    prepare(net)
+    assert [type(layer) for layer in net.modules()] != kinds
+    with torch.no_grad():
+        net[0](torch.randn(1, 37))
+    assert unprepare(net) is net and not is_prepared(net)
+    assert [type(layer) for layer in net.modules()] == kinds
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in weights.items())
+    assert all(set(vars(layer)) == set(vars(type(layer)(*args))) for layer, args in ((net[0], (1, 1)),))
+
+
+def test_preparing_twice_is_preparing_once() -> None:
+    layer = prepare(prepare(nn.Linear(3, 3)))
+    assert type(layer) is prepared.Linear
+    assert type(unprepare(layer)) is nn.Linear
+
+
+def test_torch_still_has_the_operations() -> None:
+    """They are private. If this fails with a new torch, adapt onednn.py; until then layers stay plain."""
+    assert onednn.missing() is None
+
+
+def test_without_the_operations_layers_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(onednn.SCHEMAS, ("_linear_pointwise", "default"), "(Tensor X) -> Tensor")
+    assert onednn.missing() == "_linear_pointwise.default"
+    onednn.is_available.cache_clear()
+    try:
+        assert type(prepare(nn.Linear(3, 3))) is nn.Linear
+    finally:
+        onednn.is_available.cache_clear()

@@ -1,0 +1,203 @@
+"""Pipelines paint the same with prepared models as with plain ones, and whatever is done to the models."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ip_adapter_files import ip_adapter, tiny_image_encoder
+from lora_files import peft, sides
+from pipeline_pairs import mask, photo
+from torch import Tensor
+
+import retouch
+from retouch.models.prepared import onednn
+from retouch.models.prepared.prepare import is_prepared
+
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
+
+
+@pytest.fixture
+def plain(tiny_sd_inpaint: Path) -> Any:
+    return loaded(tiny_sd_inpaint, optimize=False)
+
+
+@pytest.fixture
+def pipeline(tiny_sd_inpaint: Path) -> Any:
+    return loaded(tiny_sd_inpaint)
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    pipeline = retouch.AutoPipelineForInpainting.from_pretrained(folder, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def painted(pipeline: Any, **options: Any) -> Any:
+    """A small scale, because it multiplies roundings."""
+    given = {
+        "image": photo(),
+        "mask_image": mask(),
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        **options,
+    }
+    return pipeline("a cat", generator=torch.Generator().manual_seed(1), output_type="pt", **given).images
+
+
+def keeping(model: Any) -> int:
+    return sum(vars(layer).get("_kept") is not None for layer in model.modules())
+
+
+def assert_alike(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    assert (found - wanted).abs().max() < tolerance
+
+
+def test_on_unless_asked_otherwise(pipeline: Any, plain: Any) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        assert is_prepared(getattr(pipeline, name)) and not is_prepared(getattr(plain, name))
+    wanted = painted(plain)
+    assert_alike(painted(pipeline), wanted)
+    for name in ("unet", "vae", "text_encoder"):
+        assert keeping(getattr(pipeline, name)) > 10 and not keeping(getattr(plain, name))
+    pipeline.optimize(False)
+    assert not is_prepared(pipeline.unet)
+    assert torch.equal(painted(pipeline), wanted)
+    pipeline.optimize()
+    assert is_prepared(pipeline.unet)
+
+
+@pytest.fixture(params=["sd", "sdxl", "kandinsky"])
+def family(request: pytest.FixtureRequest) -> Any:
+    fixture = {"sd": "tiny_sd", "sdxl": "tiny_sdxl", "kandinsky": "tiny_kandinsky_whole"}[request.param]
+    return request.getfixturevalue(fixture)
+
+
+def test_every_family(family: Path) -> None:
+    for size in (64, 72):  # of the latents, one has an odd half
+        found, wanted = (
+            painted(loaded(family, optimize=on), height=size, width=size) for on in (True, False)
+        )
+        assert_alike(found, wanted)
+
+
+@pytest.mark.skipif(not onednn.computes(torch.bfloat16), reason="no bfloat16 here")
+def test_bfloat16(tiny_sd_inpaint: Path, plain: Any) -> None:
+    exact = painted(plain)
+    errors = []
+    for on in (True, False):
+        pipeline = loaded(tiny_sd_inpaint, dtype=torch.bfloat16, optimize=on)
+        errors.append((painted(pipeline) - exact).square().mean().sqrt().item())
+    assert errors[0] < 1.3 * errors[1]
+
+
+def test_batches_of_different_sizes(pipeline: Any, plain: Any) -> None:
+    for options in ({}, {"num_images_per_prompt": 3}, {"guidance_scale": 1.0}, {"height": 72, "width": 56}):
+        assert_alike(painted(pipeline, **options), painted(plain, **options))
+
+
+def test_saving(pipeline: Any, plain: Any, tmp_path: Path) -> None:
+    painted(pipeline)
+    for each, name in ((pipeline, "prepared"), (plain, "plain")):
+        each.save_pretrained(tmp_path / name)
+    files = [
+        path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*") if path.is_file()
+    ]
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "prepared" / file).read_bytes()
+
+
+def test_lora_afterwards(pipeline: Any, plain: Any) -> None:
+    before, without = painted(pipeline), painted(plain)
+    file = peft(sides(plain, unet=""))
+    for each in (pipeline, plain):
+        each.load_lora_weights(dict(file), adapter_name="a")
+    wanted = painted(plain)
+    assert (wanted - without).abs().max() > 0.01
+    assert_alike(painted(pipeline), wanted)
+    assert keeping(pipeline.unet) > 10
+    half = {"cross_attention_kwargs": {"scale": 0.5}}
+    assert_alike(painted(pipeline, **half), painted(plain, **half))
+    for each in (pipeline, plain):
+        each.fuse_lora()
+    assert_alike(painted(pipeline), painted(plain))
+    for each in (pipeline, plain):
+        each.unfuse_lora()
+        each.unload_lora_weights()
+    assert torch.equal(painted(pipeline), before)
+
+
+def test_lora_before(pipeline: Any, plain: Any) -> None:
+    plain.load_lora_weights(dict(peft(sides(plain, unet=""))), adapter_name="a")
+    wanted = painted(plain)
+    plain.optimize()
+    assert_alike(painted(plain), wanted)
+    assert keeping(plain.unet) > 10
+    plain.optimize(False)
+    assert torch.equal(painted(plain), wanted)
+    plain.unload_lora_weights()
+    plain.optimize()
+    assert torch.equal(painted(plain), painted(pipeline))
+
+
+def test_ip_adapter(pipeline: Any, plain: Any) -> None:
+    before = painted(pipeline)
+    file = ip_adapter(plain.unet, "plain", 0)
+    for each in (pipeline, plain):
+        each.image_encoder = tiny_image_encoder()
+        each.load_ip_adapter(copy.deepcopy(file), None, "")
+    wanted = painted(plain, ip_adapter_image=photo())
+    assert_alike(painted(pipeline, ip_adapter_image=photo()), wanted)
+    pipeline.unload_ip_adapter()
+    assert torch.equal(painted(pipeline), before)
+
+
+def test_another_dtype_and_back(pipeline: Any, plain: Any) -> None:
+    wanted = painted(pipeline)
+    for each in (pipeline, plain):
+        each.to(torch.float64)
+    assert torch.equal(painted(pipeline), painted(plain))
+    assert not keeping(pipeline.unet)
+    pipeline.to(torch.float32)
+    assert torch.equal(painted(pipeline), wanted) and keeping(pipeline.unet)
+
+
+def test_a_weight_that_is_changed(pipeline: Any) -> None:
+    before = painted(pipeline)
+    weight = pipeline.unet.mid_block.attentions[0].proj_in.weight
+    assert torch.isfinite(weight).all()
+    with torch.no_grad():
+        weight.mul_(3)
+    assert (painted(pipeline) - before).abs().max() > 1e-4
+
+
+def test_a_compiler_sees_plain_layers(pipeline: Any, plain: Any) -> None:
+    painted(pipeline)
+    inner = pipeline.unet
+    pipeline.unet = torch.compile(inner, backend="eager", fullgraph=True)
+    assert not is_prepared(inner) and is_prepared(pipeline.vae)
+    assert_alike(painted(pipeline), painted(plain))
+    pipeline.optimize()
+    assert not is_prepared(inner)
+
+
+def test_runs_in_threads(pipeline: Any, plain: Any) -> None:
+    wanted, found = painted(plain), []
+    threads = [threading.Thread(target=lambda: found.append(painted(pipeline))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for each in found:
+        assert_alike(each, wanted)
+
+
+def test_an_editor_takes_the_switch(tiny_sd_inpaint: Path) -> None:
+    assert is_prepared(retouch.load(tiny_sd_inpaint).pipeline.unet)
+    assert not is_prepared(retouch.load(tiny_sd_inpaint, optimize=False).pipeline.unet)
