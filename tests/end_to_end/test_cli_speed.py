@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_runs import answered, done, retouch, write_mask, write_photo
+from cli_runs import answered, done, refused, retouch, write_mask, write_photo
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,30 @@ def test_the_words_on_the_command_line(tiny_sd_inpaint: Path) -> None:
     assert exact["speed"] == "exact" and exact["scheduler"] is None
     fast = answered(*edit, *place, "--speed", "fast")["settings"]
     assert fast["speed"] == "fast" and fast["scheduler"] == "dpm++ 2m" and fast["steps"] == 3
+    assert fast["reuse_deep_features"] == 3
+    apart = answered(
+        *edit,
+        *place,
+        "--reuse-deep-features",
+        2,
+        "--guidance-interval",
+        "0.2,1",
+        "--no-int8",
+        "-o",
+        "out.png",
+    )["settings"]
+    assert apart["speed"] == "exact" and apart["reuse_deep_features"] == 2
+    assert apart["guidance_interval"] == [0.2, 1] and apart["int8"] is False
+    command = answered("info", "out.png")["command"]
+    assert "--reuse-deep-features 2" in command and "--guidance-interval 0.2,1" in command
     balanced = answered(*edit, *place, RETOUCH_SPEED="balanced")["settings"]
     assert balanced["speed"] == "balanced" and balanced["reuse_deep_features"] > 1
+
+
+def test_what_is_no_interval_is_refused() -> None:
+    edit = ("inpaint", "photo.png", "mask.png", "--guidance-interval")
+    assert "is no interval of noise levels" in refused(*edit, "1,0.5")
+    assert "it takes two noise levels" in refused(*edit, "most")
 
 
 def test_another_word_is_refused_before_a_model_is_loaded() -> None:

@@ -100,9 +100,26 @@ class Painting:
         option(
             PAINTING,
             envvar="RETOUCH_SPEED",
-            help="Quicker for a somewhat other picture: see docs/speed.md.",
+            help="Quicker for a somewhat other picture: sets what follows and the steps and sampler.",
             show_default="exact",
         ),
+    ] = None
+    reuse_deep_features: Annotated[
+        int | None,
+        option(PAINTING, min=1, help="Run the UNet's deep levels in every n-th step.", show_default="1"),
+    ] = None
+    guidance_interval: Annotated[
+        str | None,
+        option(
+            PAINTING,
+            metavar="LOW,HIGH",
+            help="Guide between these noise levels alone, 0 to 1.",
+            show_default="always",
+        ),
+    ] = None
+    int8: Annotated[
+        bool | None,
+        option(PAINTING, "--int8/--no-int8", help="Multiply in 8 bits (CPU).", show_default="no"),
     ] = None
 
 
@@ -244,6 +261,8 @@ def given(*groups: Any) -> dict[str, Any]:
                 keywords[KEYWORDS.get(field.name, field.name)] = value
     if "context" in keywords:
         keywords["context"] = as_context(keywords["context"])
+    if "guidance_interval" in keywords:
+        keywords["guidance_interval"] = as_numbers(keywords["guidance_interval"])
     return keywords
 
 
@@ -251,6 +270,14 @@ def as_context(text: str) -> str | float:
     """Pixels as a number; per cent, and what is neither, as it stands for the library to judge."""
     try:
         return float(text)
+    except ValueError:
+        return text
+
+
+def as_numbers(text: str) -> str | tuple[float, ...]:
+    """Numbers with commas between them, and what is none as it stands for the library to judge."""
+    try:
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         return text
 

@@ -124,7 +124,8 @@ def command_for(settings: Mapping[str, Any]) -> str:
             continue
         words.append(flag_of(str(key)))
         if value is not True:
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+            parts = value if isinstance(value, list) else [value]
+            words.append(",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts))
     return shlex.join(words)
 
 

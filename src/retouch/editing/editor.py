@@ -39,6 +39,7 @@ class Editor:
         self.pipeline, self.model, self.show_progress = pipeline, model, show_progress
         self.profile = Profile.of(pipeline.name_or_path)
         self._cache = PipelineCache()
+        self._rounded: tuple[Any, Pipeline] | None = None  # a UNet, and the pipeline with it in 8 bits
 
     def __repr__(self) -> str:
         return f"Editor({self.model!r}, {type(self.pipeline).__name__} on {self.pipeline.device})"
@@ -161,10 +162,18 @@ class Editor:
         changes = {}
         if options.scheduler is not None:
             changes["scheduler"] = scheduler_named(options.scheduler, self.pipeline.scheduler)
-        front = type(self.pipeline).from_pipe(self.pipeline, **changes)
+        pipeline = self._int8() if options.int8 else self.pipeline
+        front = type(pipeline).from_pipe(pipeline, **changes)
         hidden = options.progress is not None or not self.show_progress
         front.set_progress_bar_config(disable=hidden, leave=False)
         return front
+
+    def _int8(self) -> Pipeline:
+        """The pipeline in 8 bits, made when it is first asked for."""
+        unet: Any = self.pipeline.unet
+        if self.pipeline.why_not_int8 is not None or self._rounded is None or self._rounded[0] is not unet:
+            self._rounded = unet, self.pipeline.with_int8()
+        return self._rounded[1]
 
 
 def _margins(

@@ -58,6 +58,7 @@ class Options:
     speed: str = "exact"  # or "balanced" or "fast", which stand for settings; see retouch.editing.speed
     guidance_interval: tuple[float, float] | None = None  # noise levels of 0 to 1 that are guided; None: all
     reuse_deep_features: int = 1  # the UNet's deep levels run in every n-th step
+    int8: bool = False  # the UNet multiplies in 8 bits
     record: Any = None  # True, or a retouch.Recording: of the first crop of the first variation
     progress: Callable[[Update], Any] | None = None
 
@@ -98,6 +99,8 @@ class Options:
             raise InputError(f"seed={self.seed} is out of range; it takes a whole number below 2**63.")
         if self.feather is not None and self.feather < 0:
             raise InputError(f"feather={self.feather} is negative; give pixels, 0 for a hard edge.")
+        if not isinstance(self.int8, bool):
+            raise InputError(f"int8={self.int8!r} is neither True nor False; leave it out for False.")
         chosen_speed(self.speed)
         check_interval(self.guidance_interval)
         for name, kind in (("join", Method), ("fill", Fill), ("mask_mode", MaskMode)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retouch.editing.editor import Editor
 from retouch.editing.options import Options
 from retouch.editing.speed import SPEEDS
 from retouch.errors import InputError
+from retouch.models import int8
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 BOX = (40, 30, 80, 60)
@@ -64,12 +66,11 @@ def test_the_words_save_work_in_their_order(load: Callable[..., Editor]) -> None
         found, deep[word], edit = evaluations(editor, speed=word)
         rows[word] = sum(found)
         assert edit.settings["speed"] == word
-        assert {name: edit.settings[name] for name in SPEEDS[word] if name != "guidance_interval"} == {
-            name: value for name, value in SPEEDS[word].items() if name != "guidance_interval"
-        }
+        settings = {name: edit.settings[name] for name in SPEEDS[word]}
+        assert settings == {**SPEEDS[word], **({"int8": int8.is_available()} if word == "fast" else {})}
     assert rows["exact"] > rows["balanced"] > rows["fast"]
     assert deep["exact"] > deep["balanced"] > deep["fast"]
-    assert rows["fast"] < rows["exact"] / 3
+    assert rows["fast"] < rows["exact"] / 3 and deep["fast"] <= deep["exact"] / 10
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_what_is_given_counts_more_than_the_word(load: Callable[..., Editor]) ->
 
 def test_a_result_can_be_made_again_from_its_settings(load: Callable[..., Editor]) -> None:
     editor = load()
-    edit = editor.inpaint(PHOTO, BOX, "a cat", speed="fast", seed=1)
+    edit = editor.inpaint(PHOTO, BOX, "a cat", speed="fast", seed=1, guidance_interval=(0.2, 1.0))
     told = {name: value for name, value in edit.settings.items() if name in Options.__dataclass_fields__}
-    assert told["guidance_interval"] == list(SPEEDS["fast"]["guidance_interval"])
+    assert told.items() >= {"steps": 8, "scheduler": "dpm++ 2m", "reuse_deep_features": 3}.items()
     assert np.array_equal(editor.inpaint(PHOTO, BOX, **told).image, edit.image)
 
 
@@ -146,3 +147,54 @@ def test_numpys_numbers_are_understood(load: Callable[..., Editor]) -> None:
     settings = load().inpaint(PHOTO, BOX, guidance_interval=interval, steps=2).settings
     assert settings["guidance_interval"] == [0.25, 1.0]
     assert torch.tensor(settings["guidance_interval"]).tolist() == [0.25, 1.0]
+
+
+class TestInt8:
+    """The tiny checkpoints' layers are too narrow to be rounded, so all of them are shared."""
+
+    @pytest.fixture(autouse=True)
+    def available(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(int8, "is_available", lambda: True)
+
+    def test_the_copy_is_made_once(
+        self, load: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Any] = []
+        copied = int8.int8_copy
+
+        def copy_of(model: Any) -> Any:
+            made.extend([model] if hasattr(model, "config") else [])  # it is called for each part as well
+            return copied(model)
+
+        monkeypatch.setattr(int8, "int8_copy", copy_of)
+        editor = load()
+        unet = editor.pipeline.unet
+        for speed in ("exact", "fast", "fast"):
+            settings = editor.inpaint(PHOTO, BOX, speed=speed, steps=2).settings
+            assert settings["int8"] == (speed == "fast")
+        editor.inpaint(PHOTO, BOX, int8=True, steps=2)
+        assert made == [unet] and editor.pipeline.unet is unet
+        editor.pipeline.unet = copy.copy(unet)
+        editor.inpaint(PHOTO, BOX, int8=True, steps=2)
+        assert len(made) == 2
+
+    def test_where_it_is_not_possible(
+        self, load: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        editor = load()
+        monkeypatch.setattr(type(editor.pipeline), "get_list_adapters", lambda self: {"unet": ["style"]})
+        assert not editor.inpaint(PHOTO, BOX, speed="fast", steps=2).settings["int8"]
+        words = r"int8 was asked for, but LoRA adapters are loaded.*without adapters.*unload"
+        with pytest.raises(InputError, match=words):
+            editor.inpaint(PHOTO, BOX, int8=True, steps=2)
+
+    def test_without_the_processors_help(
+        self, load: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(int8, "is_available", lambda: False)
+        editor = load()
+        assert not editor.inpaint(PHOTO, BOX, speed="fast", steps=2).settings["int8"]
+        with pytest.raises(InputError, match="this processor, or this build of torch"):
+            editor.pipeline.with_int8()
+        with pytest.raises(InputError, match=r"int8='yes' is neither True nor False"):
+            editor.inpaint(PHOTO, BOX, int8="yes")
