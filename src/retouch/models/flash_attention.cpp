@@ -113,7 +113,8 @@ struct Kernel {
 // 7e-5 where the result is rounded to bfloat16 anyway.
 constexpr float POWER_OF_2[] = {0.00187757669f, 0.00898933969f, 0.0558263175f,
                                 0.240153611f,   0.693153083f,   0.99999994f};
-constexpr float ROUGH_POWER_OF_2[] = {0.0780245215f, 0.226067156f, 0.695833564f, 0.999925196f};
+[[maybe_unused]] constexpr float ROUGH_POWER_OF_2[] = {0.0780245215f, 0.226067156f, 0.695833564f,
+                                                       0.999925196f};
 
 namespace portable {
 
@@ -142,14 +143,14 @@ inline void store_factors(Factor* to, const Vector* weights) { store(to, *weight
 inline Vector multiply_add(Factors a, Factors b, Vector sum) { return a * b + sum; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector power_of_2(Vector x) {
-    x = larger(x, same(-126));  // less has no normal float
-    // After adding 1.5 * 2^23 the last bits are those of the nearest integer: here that below x.
-    const Vector shifted = x - same(0.5f) + same(12582912);
-    const Vector rest = x - (shifted - same(12582912));
+    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN
+    // After adding 1.5 * 2^23 the last bits are those of the nearest integer: here of that below x, and of the
+    // 127 that a float adds to its exponent.
+    const Vector far = same(12582912 + 127), shifted = x - same(0.5f) + far, rest = x - (shifted - far);
     Vector power = same(POWER_OF_2[0]);
     UNROLL for (size_t i = 1; i < std::size(POWER_OF_2); i++)
         power = power * rest + same(POWER_OF_2[i]);
-    return same_bits<Vector>(same_bits<Bits>(power) + (same_bits<Bits>(shifted) << 23));
+    return power * same_bits<Vector>(same_bits<Bits>(shifted) << 23);
 }
 
 #include "flash_attention_tile.h"
@@ -176,13 +177,13 @@ inline void store_factors(Factor* to, const Vector* weights) { store(to, *weight
 inline Vector multiply_add(Factors a, Factors b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 inline Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 inline Vector power_of_2(Vector x) {
-    x = larger(x, same(-126));  // less has no normal float
+    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN
     const Vector below = _mm256_floor_ps(x), rest = x - below;
     Vector power = same(POWER_OF_2[0]);
     UNROLL for (size_t i = 1; i < std::size(POWER_OF_2); i++)
         power = power * rest + same(POWER_OF_2[i]);
-    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(below), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(power), exponent));
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(below), _mm256_set1_epi32(127));
+    return power * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 
 #include "flash_attention_tile.h"
@@ -407,7 +408,7 @@ PyObject* level_names(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"attend", attend, METH_VARARGS,
      "attend(level, is_bfloat16, threads, scale, (batch, heads, queries, keys, dim), query, key, value, out)"
-     "\n\n`level` is an index into levels(). Each tensor is (address, stride of batch, of heads, of tokens)."},
+     "\n\n`level` is an index into levels(). A tensor is (address, stride of batch, of heads, of tokens)."},
     {"levels", level_names, METH_NOARGS, "What this processor can run, the best first."},
     {nullptr, nullptr, 0, nullptr},
 };

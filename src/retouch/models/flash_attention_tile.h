@@ -19,7 +19,8 @@ struct Workspace {
     float* scores;     // [KEYS][LANES]
     Factor* weights;   // [KEYS / PER_FACTOR][LANES], in the place of the scores
     float* sums;       // [dim][LANES]: the weighted values so far
-    float* largest;    // [LANES]: the largest score so far, as an exponent of 2
+    float* largest;    // [LANES]: the largest score so far
+    float* kept;       // [LANES]: the part of earlier sums that is left after a larger score came
     float* total;      // [LANES]: the weights so far, added up
     ptrdiff_t floats;  // that all of this takes
 
@@ -37,6 +38,7 @@ struct Workspace {
         weights = reinterpret_cast<Factor*>(scores);
         sums = take(job.dim * LANES);
         largest = take(LANES);
+        kept = take(LANES);
         total = take(LANES);
     }
 };
@@ -81,15 +83,16 @@ inline void transpose(const Number* from, ptrdiff_t rows, ptrdiff_t columns, Num
         for (ptrdiff_t row = 0; row < rows; row++) *to++ = from[row * columns + column];
 }
 
-// out[row][lane] (+)= sum over steps of a[row][step] * b[step][lane]: the loop where the time goes.
-// A factor of `a` is used for all lanes, a vector of `b` for all rows.
+// out[row][lane] = sum over steps of a[row][step] * b[step][lane]: the loop where the time goes. A factor of
+// `a` is used for all lanes, a vector of `b` for all rows. With `kept`, out[row][lane] * kept[lane] is added:
+// last, because sums of few numbers of like size are the most precise.
 template <int rows>
 inline void multiply_rows(const Factor* a, ptrdiff_t row_stride, ptrdiff_t step_stride, const Factor* b,
-                          ptrdiff_t steps, bool adds, float* out) {
+                          ptrdiff_t steps, const float* kept, float* out) {
     Vector sums[rows][VECTORS];
     UNROLL for (int row = 0; row < rows; row++) {
         UNROLL for (int v = 0; v < VECTORS; v++)
-            sums[row][v] = adds ? load(out + row * LANES + v * WIDTH) : same(0);
+            sums[row][v] = same(0);
     }
     for (ptrdiff_t step = 0; step < steps; step++, a += step_stride, b += LANES) {
         Factors column[VECTORS];
@@ -102,30 +105,33 @@ inline void multiply_rows(const Factor* a, ptrdiff_t row_stride, ptrdiff_t step_
         }
     }
     UNROLL for (int row = 0; row < rows; row++) {
-        UNROLL for (int v = 0; v < VECTORS; v++)
-            store(out + row * LANES + v * WIDTH, sums[row][v]);
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            float* to = out + row * LANES + v * WIDTH;
+            if (kept) sums[row][v] = load(to) * load(kept + v * WIDTH) + sums[row][v];
+            store(to, sums[row][v]);
+        }
     }
 }
 
 inline void multiply(const Factor* a, ptrdiff_t row_stride, ptrdiff_t step_stride, ptrdiff_t rows,
-                     const Factor* b, ptrdiff_t steps, bool adds, float* out) {
+                     const Factor* b, ptrdiff_t steps, const float* kept, float* out) {
     for (; rows >= ROWS; rows -= ROWS, a += ROWS * row_stride, out += ROWS * LANES)
-        multiply_rows<ROWS>(a, row_stride, step_stride, b, steps, adds, out);
+        multiply_rows<ROWS>(a, row_stride, step_stride, b, steps, kept, out);
     static_assert(ROWS <= 6, "more cases are needed below");
     switch (rows) {
-        case 5: return multiply_rows<5>(a, row_stride, step_stride, b, steps, adds, out);
-        case 4: return multiply_rows<4>(a, row_stride, step_stride, b, steps, adds, out);
-        case 3: return multiply_rows<3>(a, row_stride, step_stride, b, steps, adds, out);
-        case 2: return multiply_rows<2>(a, row_stride, step_stride, b, steps, adds, out);
-        case 1: return multiply_rows<1>(a, row_stride, step_stride, b, steps, adds, out);
+        case 5: return multiply_rows<5>(a, row_stride, step_stride, b, steps, kept, out);
+        case 4: return multiply_rows<4>(a, row_stride, step_stride, b, steps, kept, out);
+        case 3: return multiply_rows<3>(a, row_stride, step_stride, b, steps, kept, out);
+        case 2: return multiply_rows<2>(a, row_stride, step_stride, b, steps, kept, out);
+        case 1: return multiply_rows<1>(a, row_stride, step_stride, b, steps, kept, out);
         default: return;
     }
 }
 
-// Scores become weights relative to the largest score so far. Where that has grown, what was summed up
-// before is scaled down to match. `keys` is a multiple of PER_FACTOR.
-inline void weigh(const Workspace& space, ptrdiff_t keys, ptrdiff_t dim, float scale) {
-    Vector top[VECTORS], shrink[VECTORS], total[VECTORS];
+// Scores become weights relative to the largest score so far. Where that has grown, only a part of what was
+// summed up before is kept. `keys` is a multiple of PER_FACTOR.
+inline void weigh(const Workspace& space, ptrdiff_t keys, float scale) {
+    Vector top[VECTORS], total[VECTORS];
     UNROLL for (int v = 0; v < VECTORS; v++)
         top[v] = load(space.scores + v * WIDTH);
     for (ptrdiff_t key = 1; key < keys; key++) {
@@ -134,30 +140,26 @@ inline void weigh(const Workspace& space, ptrdiff_t keys, ptrdiff_t dim, float s
     }
     UNROLL for (int v = 0; v < VECTORS; v++) {
         const Vector before = load(space.largest + v * WIDTH);
-        top[v] = larger(before, top[v] * same(scale));
-        shrink[v] = power_of_2(before - top[v]);
-        total[v] = load(space.total + v * WIDTH) * shrink[v];
+        top[v] = larger(before, top[v]);
+        store(space.kept + v * WIDTH, power_of_2((before - top[v]) * same(scale)));
         store(space.largest + v * WIDTH, top[v]);
-    }
-    for (ptrdiff_t row = 0; row < dim; row++) {
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            float* sum = space.sums + row * LANES + v * WIDTH;
-            store(sum, load(sum) * shrink[v]);
-        }
+        total[v] = same(0);
     }
     for (ptrdiff_t key = 0; key < keys; key += PER_FACTOR) {
         UNROLL for (int v = 0; v < VECTORS; v++) {
             Vector weights[PER_FACTOR];
             UNROLL for (int i = 0; i < PER_FACTOR; i++) {
                 const Vector score = load(space.scores + (key + i) * LANES + v * WIDTH);
-                weights[i] = power_of_2(score * same(scale) - top[v]);
+                weights[i] = power_of_2((score - top[v]) * same(scale));
                 total[v] = total[v] + weights[i];
             }
             store_factors(space.weights + key / PER_FACTOR * LANES + v * WIDTH, weights);
         }
     }
-    UNROLL for (int v = 0; v < VECTORS; v++)
-        store(space.total + v * WIDTH, total[v]);
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        float* sum = space.total + v * WIDTH;
+        store(sum, load(sum) * load(space.kept + v * WIDTH) + total[v]);
+    }
 }
 
 // `count` queries from `query` on, against all keys. A tile that is not full repeats its last query.
@@ -176,14 +178,14 @@ void attend_tile(const Job& job, const Number* query, ptrdiff_t count, Number* o
     std::fill_n(space.largest, LANES, -infinity);
     for (ptrdiff_t first = 0; first < job.keys; first += KEYS) {
         ptrdiff_t keys = std::min(KEYS, job.keys - first);
-        multiply(space.keys + first * steps, steps, 1, keys, space.queries, steps, false, space.scores);
+        multiply(space.keys + first * steps, steps, 1, keys, space.queries, steps, nullptr, space.scores);
         if (keys % PER_FACTOR) {  // nobody looks at the second half of the last pair
             std::fill_n(space.scores + keys * LANES, LANES, -infinity);
             keys++;
         }
-        weigh(space, keys, dim, job.scale);
-        multiply(space.values + first / PER_FACTOR * dim, 1, dim, dim, space.weights, keys / PER_FACTOR, true,
-                 space.sums);
+        weigh(space, keys, job.scale);
+        multiply(space.values + first / PER_FACTOR * dim, 1, dim, dim, space.weights, keys / PER_FACTOR,
+                 space.kept, space.sums);
     }
 
     for (ptrdiff_t i = 0; i < LANES; i++) space.total[i] = 1 / space.total[i];

@@ -80,7 +80,7 @@ def _suits(*tensors: Tensor) -> bool:
         return False
     batch, heads, _, dim = query.shape
     return (
-        # Subclasses stand for something else than numbers in memory: while tracing, compiling or counting.
+        # Subclasses may stand for something else than numbers in memory.
         all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and all(tensor.device.type == "cpu" and tensor.stride(3) == 1 for tensor in tensors)
         and query.dtype in _DTYPES
@@ -99,28 +99,42 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None 
     The result is a (batch, heads, tokens, dim) view of (batch, tokens, heads, dim)-contiguous memory, so
     `result.transpose(1, 2).flatten(2)` copies nothing.
     """
-    if torch.compiler.is_compiling() or not supports(query, key, value) or (scale is not None and scale <= 0):
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if _level is None or scale <= 0 or not supports(query, key, value):
         return torch_attention(query, key, value, scale=scale)
-    assert _level is not None
-    return attention_at(_level, query, key, value, scale=scale)
+    return _operation(query, key, value, _level, scale).transpose(1, 2)
 
 
 def attention_at(
     level: str, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
 ) -> Tensor:
     """What `attention` returns, by the kernel of a given level. For tests and benchmarks."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _operation(query, key, value, level, scale).transpose(1, 2)
+
+
+# As an operation that torch knows by name, it can be traced and compiled into graphs.
+@torch.library.custom_op("retouch::attention", mutates_args=(), device_types="cpu")
+def _operation(query: Tensor, key: Tensor, value: Tensor, level: str, scale: float) -> Tensor:
     batch, heads, queries, dim = query.shape
-    result = torch.empty(batch, queries, heads, dim, dtype=query.dtype).transpose(1, 2)
-    places = ((tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (query, key, value, result))
+    result = torch.empty(batch, queries, heads, dim, dtype=query.dtype)
+    places = (
+        (tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (query, key, value, result.transpose(1, 2))
+    )
     _kernel.attend(
         levels().index(level),
         query.dtype is torch.bfloat16,
         torch.get_num_threads(),
-        dim**-0.5 if scale is None else scale,
+        scale,
         (batch, heads, queries, key.shape[2], dim),
         *places,
     )
     return result
+
+
+@_operation.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, level: str, scale: float) -> Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
