@@ -1,0 +1,207 @@
+"""What the words of `speed` and each switch behind them save, and what they change in the picture.
+
+Edits of one photo by a trained checkpoint (the built-in one, or --model), each setting beside our own exact
+result from the same seed: the processor's seconds for the call, one thread; PSNR and the worst pixel in the
+hole. Two yardsticks: the same edit in bfloat16, and with another seed. With --large also a step of SD 1.5's
+UNet in full size, from seeded random weights: what is saved there shows, but not what it does to pictures.
+
+    python benchmarks/speed_words.py [--quick] [--large] [--model FOLDER] [--output result.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import retouch
+from retouch.editing.editor import Editor
+from retouch.editing.speed import SPEEDS
+from retouch.models import int8
+from retouch.models.prepared.prepare import prepare
+from retouch.models.unet import UNet2DConditionModel
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from full_size_check import machine  # noqa: E402
+from published_configs import UNETS  # noqa: E402
+
+PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
+BOXES = ((300, 186, 430, 316), (60, 200, 180, 330), (480, 150, 640, 300), (200, 40, 300, 140))
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "guidance_interval=(0.2, 1)": {"guidance_interval": (0.2, 1.0)},
+    "guidance_interval=(0.4, 1)": {"guidance_interval": (0.4, 1.0)},
+    "reuse_deep_features=2": {"reuse_deep_features": 2},
+    "reuse_deep_features=3": {"reuse_deep_features": 3},
+    "reuse_deep_features=5": {"reuse_deep_features": 5},
+    "steps=10": {"steps": 10},
+    'steps=12, scheduler="dpm++ 2m"': {"steps": 12, "scheduler": "dpm++ 2m"},
+    'steps=8, scheduler="dpm++ 2m"': {"steps": 8, "scheduler": "dpm++ 2m"},
+    'steps=6, scheduler="dpm++ 2m"': {"steps": 6, "scheduler": "dpm++ 2m"},
+    'steps=8, scheduler="unipc"': {"steps": 8, "scheduler": "unipc"},
+    **({"int8=True": {"int8": True}} if int8.is_available() else {}),
+    'speed="balanced"': {"speed": "balanced"},
+    'speed="fast"': {"speed": "fast"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting, over all edits."""
+
+    setting: str
+    seconds: float  # of the processor, median of an edit
+    times_as_fast: float
+    psnr_in_hole: float  # of the mean square error of all holes, dB
+    psnr_of_each: list[float]
+    worst_pixel: int  # largest difference of one value, of 255
+
+
+@dataclass(frozen=True)
+class Painted:
+    seconds: float
+    pixels: np.ndarray
+    hole: np.ndarray
+
+
+def paint(editor: Editor, index: int, seed: int = 0, **options: Any) -> Painted:
+    """One edit, by an editor that has kept nothing of the last."""
+    fresh = Editor(editor.pipeline, editor.model, show_progress=False)
+    fresh._rounded = editor._rounded  # but for weights in 8 bits, which are made once
+    box, prompt = BOXES[index % len(BOXES)], PROMPTS[index % len(PROMPTS)]
+    start = time.process_time()
+    edit = fresh.inpaint(photo(), box, prompt, seed=100 * seed + index, **options)
+    return Painted(time.process_time() - start, np.asarray(edit.image), np.asarray(edit.mask) >= 128)
+
+
+def photo() -> Image.Image:
+    return Image.open(ROOT / "examples" / "lake.jpg")
+
+
+def psnr(error: np.ndarray) -> float:
+    mean = float(np.mean(np.square(error, dtype=np.float64)))
+    return float("inf") if mean == 0 else 10 * np.log10(255**2 / mean)
+
+
+def row_of(setting: str, exact: list[Painted], found: list[Painted]) -> Row:
+    errors = [
+        (one.pixels.astype(int) - other.pixels)[one.hole] for one, other in zip(exact, found, strict=True)
+    ]
+    seconds, ratios = (
+        statistics.median(values)
+        for values in (
+            [painted.seconds for painted in found],
+            [one.seconds / other.seconds for one, other in zip(exact, found, strict=True)],
+        )
+    )
+    worst = max(int(np.abs(error).max()) for error in errors)
+    return Row(setting, seconds, ratios, psnr(np.concatenate(errors)), [psnr(e) for e in errors], worst)
+
+
+def words(model: str, count: int) -> list[Row]:
+    """A row for each setting; the edits are made in turns, so that they share what else the machine does."""
+    editor = retouch.load(model, device="cpu", dtype="float32", progress=False)
+    half = retouch.load(model, device="cpu", dtype="bfloat16", progress=False)
+    if int8.is_available():
+        editor.inpaint(photo(), BOXES[0], "a cat", steps=2, int8=True)
+    paint(editor, 0, steps=2)
+    paint(half, 0, steps=2)
+    found: dict[str, list[Painted]] = {name: [] for name in (*SETTINGS, "bfloat16", "another seed")}
+    for index in range(count):
+        for name, options in SETTINGS.items():
+            found[name].append(paint(editor, index, **options))
+        found["bfloat16"].append(paint(half, index))
+        found["another seed"].append(paint(editor, index, seed=1))
+    rows = [row_of(name, found["exact"], painted) for name, painted in found.items()]
+    print(
+        "| setting | s | times as fast | PSNR in the hole, dB | of each edit | worst pixel |\n"
+        + "|---" * 6
+        + "|"
+    )
+    for row in rows:
+        each = f"{min(row.psnr_of_each):.1f} to {max(row.psnr_of_each):.1f}"
+        print(
+            f"| {row.setting} | {row.seconds:.2f} | {row.times_as_fast:.2f} | {row.psnr_in_hole:.1f} | {each} | "
+            f"{row.worst_pixel} |"
+        )
+    return rows
+
+
+@torch.no_grad()
+def large(repeats: int) -> dict[str, float]:
+    """The processor's seconds for a step of SD 1.5's inpainting UNet at 512x512, by what is left out."""
+    torch.manual_seed(0)
+    unet = prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+    latents, text = torch.randn(2, 9, 64, 64).bfloat16(), torch.randn(2, 77, 768).bfloat16()
+    timestep = torch.tensor(501)
+
+    def step(model: Any, rows: int, deep: torch.Tensor | None = None) -> torch.Tensor:
+        return model(latents[-rows:], timestep, text[-rows:], deep=deep).sample
+
+    deep = unet(latents, timestep, text, return_deep=True).deep
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "guided": lambda: step(unet, 2),
+        "without guidance": lambda: step(unet, 1),
+        "guided, deep features reused": lambda: step(unet, 2, deep),
+    }
+    if int8.is_available():
+        rounded = int8.int8_copy(unet)
+        ways["guided, int8"] = lambda: step(rounded, 2)
+        ways["guided, int8, deep features reused"] = lambda: step(rounded, 2, deep)
+    exact = ways["guided"]().float()
+    for name, run in ways.items():
+        if "int8" in name:
+            error = (run().float() - exact).square().mean() / (exact.max() - exact.min()) ** 2
+            print(f"{name}: {-10 * error.log10():.1f} dB from bfloat16")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, run in ways.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    print("\n| step of SD 1.5's UNet, 512x512, bfloat16 | s | share |\n|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.2f} | {value / seconds['guided']:.2f} |")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--quick", action="store_true", help="two edits in place of eight")
+    parser.add_argument("--large", action="store_true", help="a step of SD 1.5's UNet too (takes 4 GB)")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "speed_words.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{machine()}, one thread\n")
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        "load_average": os.getloadavg(),
+        "model": Path(given.model).name,
+        "words": {word: dict(settings) for word, settings in SPEEDS.items()},
+        "rows": [asdict(row) for row in words(given.model, 2 if given.quick else len(PROMPTS))],
+    }
+    if given.large:
+        figures["step_of_sd15"] = large(2 if given.quick else 5)
+    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
