@@ -35,11 +35,9 @@ class BuildKernel(build_ext):
         super().build_extension(extension)
 
     def warn(self, message: str) -> None:  # how the base class reports that an optional extension failed
-        super().warn(message)
-        self.announce(
-            "retouch goes without its native attention kernel: torch computes attention, slower. To have it, "
-            "install a C++ compiler and Python's headers, then install retouch anew.",
-            level=4,
+        super().warn(
+            f"{message}\nretouch goes without its native attention kernel: torch computes attention, slower. "
+            f"To have it, install a C++ compiler and Python's headers, then install retouch anew."
         )
 
 

@@ -13,6 +13,7 @@ from cli_runs import answered, done, refused, retouch
 from retouch.cli import doctor as module
 from retouch.cli.self_test import SelfTest, run_self_test
 from retouch.images.photo import Photo
+from retouch.models import native_attention
 
 
 def test_the_report(hub: Any) -> None:
@@ -20,7 +21,7 @@ def test_the_report(hub: Any) -> None:
     assert report["versions"]["torch"] == torch.__version__ and report["versions"]["rich"]
     assert report["compute"]["used"] == "cpu" and "cpu" in report["compute"]["devices"]
     assert report["compute"]["precision"] == "float32" and report["compute"]["cores"] >= 1
-    assert "scaled dot product" in report["compute"]["attention"]
+    assert report["compute"]["attention"] == native_attention.description()
     assert report["memory"]["main_bytes"] > 1e8 and report["cache"]["disk_free_bytes"] > 0
     assert report["cache"]["hub"] == hub.url and report["cache"]["logged_in"] is False
     assert report["self-test"]["passed"] is True and report["self-test"]["seconds"] < 10

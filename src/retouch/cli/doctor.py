@@ -108,9 +108,13 @@ def _compute(place: Any, precision: Any) -> Section:
 
 
 def _attention(place: Any) -> str:
-    """Which kernels torch may choose from for the attention of all models."""
+    """What computes the attention of all models; torch chooses among several kernels on a GPU."""
     import torch
 
+    if place.type == "cpu":
+        from retouch.models import native_attention
+
+        return native_attention.description()
     if place.type != "cuda":
         return "torch's scaled dot product"
     backends = torch.backends.cuda

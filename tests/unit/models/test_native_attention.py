@@ -347,12 +347,16 @@ def test_tracing_records_an_operation_rather_than_its_result() -> None:
     for mode in ("real", "fake"):
         traced = make_fx(lambda *parts: attention(*parts), tracing_mode=mode)(*first)
         torch.testing.assert_close(traced(*second), attention(*second))
-    torch.testing.assert_close(
-        torch.jit.trace(lambda *parts: attention(*parts), first)(*second), attention(*second)
-    )
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(part) for part in first]
         assert attention(*fake).shape == first[0].shape
+
+
+@needs_kernel
+def test_the_operation_is_declared_to_torch_as_it_is() -> None:
+    inputs = tensors(9, 13, 16, torch.float32)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(native_attention._operation, (*inputs, LEVELS[0], 0.25), test_utils=checks)
 
 
 def test_compiling_makes_one_graph() -> None:
