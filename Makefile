@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.10 to 3.13 and nothing else: they make .venv and fill it
-# themselves, and do so again only when pyproject.toml or constraints.txt changed.
+# themselves, and do so again only when pyproject.toml, constraints.txt or the C++ changed.
 
 .PHONY: help demo test lint types imports unit format constraints clean
 .DEFAULT_GOAL := help
@@ -50,16 +50,18 @@ constraints: ## pin the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-constraints
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/models/*.so
 	find src tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
 
+SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/models/*.cpp src/retouch/models/*.h)
+
 # An interrupted set-up leaves no stamp, so the next run goes on from there; pip skips what is in place.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: $(SETUP)
 	$(ensure-venv)
 	$(BIN)/python -m pip install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: $(SETUP)
 	$(ensure-venv)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(VENV)/.installed $@
