@@ -40,7 +40,7 @@ PROFILE: dict[str, Any] = {
     "square_crops": True,
     "names": "names.json",
     "limits": [
-        "It knows the things below and no others; other words paint a blob or something that it knows.",
+        "It knows the things that are listed and no others; other words paint a blob or one of these.",
         "No faces or people, no text or letters, no styles, no counts, no relations between things.",
         "It paints 128 x 128 pixels: larger holes are scaled up and stay soft.",
         "Things look like the 3D icons and drawings that it learnt from, not like photos.",
