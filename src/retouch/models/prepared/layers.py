@@ -27,7 +27,7 @@ class Linear(KeepsWeight, nn.Linear):
         return super().forward(x) if packed is None else onednn.linear(x, packed, self.bias)
 
 
-_CONVOLUTION = Form(
+CONVOLUTION = Form(
     lambda layer, weight: onednn.pack_convolution(weight, layer.padding, layer.stride, layer.dilation),
     onednn.unpack,
 )
@@ -47,7 +47,7 @@ class Conv2d(KeepsWeight, nn.Conv2d):
         packed = None
         if x.ndim == 4 and is_inference(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            packed = self.kept(_CONVOLUTION, x) if self.in_channels >= _FEW else None
+            packed = self.kept(CONVOLUTION, x) if self.in_channels >= _FEW else None
         if packed is None:
             y = super().forward(x)
         else:
@@ -55,7 +55,7 @@ class Conv2d(KeepsWeight, nn.Conv2d):
         return y.contiguous() if self.out_channels < _FEW else y
 
 
-def _is_free(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def is_free(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether nobody put something in a layer's place or listens to it: its work may be done elsewhere."""
     return type(layer) is kind and not has_hooks(layer)
 
@@ -71,7 +71,7 @@ class GEGLU(attention.GEGLU):
 
     def forward(self, x: Tensor) -> Tensor:
         proj: Any = self.proj
-        halves = proj.kept(_HALVES, x) if _is_free(proj, Linear) else None
+        halves = proj.kept(_HALVES, x) if is_free(proj, Linear) else None
         if halves is None:
             return super().forward(x)
         value_bias, gate_bias = proj.bias.chunk(2)
@@ -126,7 +126,7 @@ class Upsample2D(layers.Upsample2D):
         conv: Any = self.conv
         is_double = size is None or tuple(size) == (2 * height, 2 * width)
         kernels = None
-        if is_double and _is_free(conv, Conv2d) and is_inference(x):
+        if is_double and is_free(conv, Conv2d) and is_inference(x):
             x = x.contiguous(memory_format=torch.channels_last)
             kernels = conv.kept(_PHASES, x)
         if kernels is None:

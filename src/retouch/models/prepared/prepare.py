@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retouch.models import attention, layers
 from retouch.models.native_attention import attention as native_attention
-from retouch.models.prepared import layers as prepared, onednn
+from retouch.models.prepared import large_maps, layers as prepared, onednn
 from retouch.models.prepared.weights import KeepsWeight, is_inference
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -28,6 +28,8 @@ def register(plain: type[nn.Module], twin: type[nn.Module]) -> None:
 
 register(nn.Linear, prepared.Linear)
 register(nn.Conv2d, prepared.Conv2d)
+register(nn.GroupNorm, large_maps.GroupNorm)
+register(layers.ResnetBlock2D, large_maps.ResnetBlock2D)
 register(layers.Upsample2D, prepared.Upsample2D)
 register(attention.GEGLU, prepared.GEGLU)
 register(attention.FeedForward, prepared.FeedForward)

@@ -1,0 +1,129 @@
+"""What is computed in bands of rows is what the whole map gives, in float64, and takes less memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from retouch.models import layers
+from retouch.models.autoencoder import AutoencoderKL
+from retouch.models.prepared import large_maps, onednn
+from retouch.models.prepared.prepare import prepare
+
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
+
+DTYPES = [
+    pytest.param(torch.float32, 2e-6, id="float32"),
+    pytest.param(
+        torch.bfloat16,
+        2e-2,
+        id="bfloat16",
+        marks=pytest.mark.skipif(not onednn.computes(torch.bfloat16), reason="no bfloat16 here"),
+    ),
+]
+
+
+@pytest.fixture(params=[1, 3, 4, 100], ids="{} rows".format)
+def all_are_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of so many rows of a small map, of 7 x 32 values in a row."""
+    monkeypatch.setattr(large_maps, "LARGE", 1)
+    monkeypatch.setattr(large_maps, "BAND", request.param * 7 * 32)
+
+
+def seeded(module: nn.Module) -> Any:
+    draw = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        fan = parameter[0].numel() if parameter.ndim > 1 else 4
+        parameter.data.normal_(0, fan**-0.5, generator=draw)
+    return module.eval()
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(1, 32, 12, 7), (2, 32, 13, 7), (1, 32, 1, 7), (1, 32, 2, 1)])
+@pytest.mark.parametrize("width", [32, 48])
+def test_residual_blocks(
+    width: int, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = seeded(layers.ResnetBlock2D(32, width, groups=8, eps=1e-6)).to(dtype)
+    x = (3 * torch.randn(shape) + 2).to(dtype)
+    taken = []
+    real = large_maps._normed_convolution
+    monkeypatch.setattr(large_maps, "_normed_convolution", lambda *a, **k: taken.append(1) or real(*a, **k))
+    with torch.no_grad():
+        wanted = block.double()(x.double())
+        before = x.clone()
+        found = prepare(block.to(dtype))(x)
+    assert len(taken) == 2
+    assert torch.equal(x, before), "what comes in is the caller's"
+    assert (found.double() - wanted).abs().max() / wanted.abs().max() < tolerance
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms(affine: bool) -> None:
+    norm = seeded(nn.GroupNorm(4, 32, affine=affine))
+    x = torch.randn(2, 32, 9, 7) * torch.rand(32, 1, 1) + torch.arange(32)[:, None, None]
+    with torch.no_grad():
+        wanted = norm.double()(x.double())
+        assert (prepare(norm.float())(x).double() - wanted).abs().max() < 2e-5
+
+
+def test_digits_are_kept() -> None:
+    """torch's own norm of a map in channels-last order has 70 dB here."""
+    x = (torch.randn(1, 64, 512, 512) + 10).contiguous(memory_format=torch.channels_last)
+    norm = prepare(nn.GroupNorm(32, 64))
+    with torch.no_grad():
+        error = norm(x)[:, :8].double() - nn.GroupNorm(4, 8).double()(x[:, :8].double())
+    assert -10 * error.square().mean().log10() > 115
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_block_whose_weight_somebody_holds() -> None:
+    block = seeded(layers.ResnetBlock2D(32, 32, groups=8, eps=1e-6))
+    x, weight = torch.randn(1, 32, 12, 7), block.conv2.weight
+    with torch.no_grad():
+        wanted = block(x)
+        torch.testing.assert_close(prepare(block)(x), wanted, atol=1e-5, rtol=1e-5)
+    assert block.conv2.weight is weight
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_listener_in_a_block_hears() -> None:
+    block, heard = prepare(seeded(layers.ResnetBlock2D(32, 32, groups=8, eps=1e-6))), []
+    block.norm2.register_forward_hook(lambda *_: heard.append(1))
+    with torch.no_grad():
+        block(torch.randn(1, 32, 12, 7))
+    assert heard == [1]
+
+
+def tiny_vae() -> Any:
+    width = (32, 64)
+    return seeded(
+        AutoencoderKL(
+            block_out_channels=width,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=8,
+        )
+    )
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_an_autoencoder() -> None:
+    vae, pixels, latents = tiny_vae(), torch.randn(2, 3, 30, 34), torch.randn(2, 4, 15, 17)
+    with torch.no_grad():
+        exact = vae.double()
+        moments, picture = (
+            exact.encode(pixels.double()).latent_dist.mean,
+            exact.decode(latents.double()).sample,
+        )
+        prepare(vae.float())
+        found = vae.encode(pixels).latent_dist.mean, vae.decode(latents).sample
+    for ours, wanted in zip(found, (moments, picture), strict=True):
+        assert (ours.double() - wanted).abs().max() / wanted.abs().max() < 5e-6
+    assert found[1].is_contiguous()
