@@ -2,9 +2,9 @@
 
 Stable Diffusion 1.5 inpainting in full size with seeded random weights, 512x512, guidance on. Ours is
 `retouch.inpaint` with 20 steps, and at each speed; diffusers once as a newcomer has it (float32, 50 steps)
-and once tuned by its own guide (bfloat16, DPM-Solver++ with 20 steps, channels-last). Each in a process of its
-own, with the model loaded and warm. Of many steps some are taken and the rest reckoned from their median: a
-column says how many. Seconds are those of the clock and of the processor; on a busy machine, look at the
+and once tuned by its own guide (bfloat16, DPM-Solver++ with 20 steps, channels-last). Each in a process of
+its own, with the model loaded and warm. Of many steps some are taken and the rest reckoned from their median:
+a column says how many. Seconds are those of the clock and of the processor; on a busy machine, look at the
 latter. The pictures of random weights say nothing of quality; speed_words.py does.
 
     python benchmarks/common_job.py [--quick] [--threads 2] [--folder KEPT] [--output result.json]
@@ -198,14 +198,15 @@ def measure(job: Job, folder: Path, threads: int, limit: int) -> Measured:
 
 def table(rows: list[Measured]) -> str:
     lines = [
-        "| | steps | of them taken | s | processor s | times as fast as diffusers' defaults | as tuned | GB |",
+        "| | steps | taken | s | processor s | times as fast as diffusers' defaults | as tuned | GB |",
         "|---" * 8 + "|",
     ]
     for row in rows:
         ratios = " | ".join(f"{base.processor_seconds / row.processor_seconds:.1f}" for base in rows[:2])
+        seconds = f"{row.seconds:.1f} | {row.processor_seconds:.1f}"
         lines.append(
-            f"| {row.label} | {row.steps} | {row.steps_taken} | {row.seconds:.1f} | {row.processor_seconds:.1f} "
-            f"| {ratios} | {row.gigabytes_at_peak:.1f} |"
+            f"| {row.label} | {row.steps} | {row.steps_taken} | {seconds} | {ratios} | "
+            f"{row.gigabytes_at_peak:.1f} |"
         )
     return "\n".join(lines)
 

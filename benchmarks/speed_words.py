@@ -134,10 +134,8 @@ def words(model: str, count: int) -> list[Row]:
     )
     for row in rows:
         each = f"{min(row.psnr_of_each):.1f} to {max(row.psnr_of_each):.1f}"
-        print(
-            f"| {row.setting} | {row.seconds:.2f} | {row.times_as_fast:.2f} | {row.psnr_in_hole:.1f} | {each} | "
-            f"{row.worst_pixel} |"
-        )
+        figures = (f"{row.seconds:.2f}", f"{row.times_as_fast:.2f}", f"{row.psnr_in_hole:.1f}", each)
+        print(f"| {row.setting} | {' | '.join(figures)} | {row.worst_pixel} |")
     return rows
 
 

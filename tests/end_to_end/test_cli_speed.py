@@ -22,8 +22,8 @@ def test_the_words_on_the_command_line(tiny_sd_inpaint: Path) -> None:
     exact = answered(*edit, *place)["settings"]
     assert exact["speed"] == "exact" and exact["scheduler"] is None
     fast = answered(*edit, *place, "--speed", "fast")["settings"]
-    assert fast["speed"] == "fast" and fast["scheduler"] == "dpm++ 2m" and fast["steps"] == 3
-    assert fast["reuse_deep_features"] == 3
+    assert fast["speed"] == "fast" and fast["scheduler"] == "dpm++ 2m trailing" and fast["steps"] == 3
+    assert fast["reuse_deep_features"] == 2
     apart = answered(
         *edit,
         *place,

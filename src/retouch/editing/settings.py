@@ -35,6 +35,8 @@ _TAKE_KARRAS = (
     *("euler", "heun", "lms", "dpm2", "dpm2 a", "unipc"),
     *("dpm++ 2m", "dpm++ 2m sde", "dpm++ 3m", "dpm++ 2s"),
 )
+# Few steps had better begin at pure noise, which is not what every checkpoint's file says.
+_TAKE_TRAILING = ("ddim", "euler", "dpm++ 2m", "unipc")
 # Other programs' words, after "_" has become a space, "k_" is gone and "dpmpp" is "dpm++".
 _SPELLINGS = {
     "euler ancestral": "euler a",
@@ -48,21 +50,26 @@ _SPELLINGS = {
 
 def sampler_names() -> list[str]:
     """All names that `scheduler_named` takes."""
-    return [*_SAMPLERS, *(f"{name} karras" for name in _TAKE_KARRAS)]
+    variants = [f"{name} karras" for name in _TAKE_KARRAS] + [f"{name} trailing" for name in _TAKE_TRAILING]
+    return [*_SAMPLERS, *variants]
 
 
 def scheduler_named(name: str, current: Any) -> Any:
     """The scheduler that people call so, with the settings of the checkpoint's own."""
     words = " ".join(name.lower().replace("_", " ").replace("dpmpp", "dpm++").split()).removeprefix("k ")
-    plain, is_karras = words.removesuffix(" karras"), words.endswith(" karras")
+    is_karras, is_trailing = words.endswith(" karras"), words.endswith(" trailing")
+    plain = words.removesuffix(" karras").removesuffix(" trailing")
     plain = _SPELLINGS.get(plain, plain)
-    if plain not in _SAMPLERS or (is_karras and plain not in _TAKE_KARRAS):
+    takes = (not is_karras or plain in _TAKE_KARRAS) and (not is_trailing or plain in _TAKE_TRAILING)
+    if plain not in _SAMPLERS or not takes:
         near = difflib.get_close_matches(words, sampler_names(), n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"scheduler={name!r} is unknown. {hint}Known: {', '.join(sampler_names())}.")
     class_name, changes = _SAMPLERS[plain]
     if plain in _TAKE_KARRAS:
         changes = {**changes, "use_karras_sigmas": is_karras}
+    if is_trailing:
+        changes = {**changes, "timestep_spacing": "trailing"}
     return by_name(class_name).from_config(current.config, **changes)
 
 

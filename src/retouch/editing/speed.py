@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "balanced": {"steps": 12, "scheduler": "dpm++ 2m", "reuse_deep_features": 2},
-    "fast": {"steps": 8, "scheduler": "dpm++ 2m", "reuse_deep_features": 3, "int8": True},
+    "balanced": {"steps": 12, "scheduler": "dpm++ 2m trailing", "reuse_deep_features": 2},
+    "fast": {"steps": 6, "scheduler": "dpm++ 2m trailing", "reuse_deep_features": 2, "int8": True},
 }
 # Samplers of checkpoints that were distilled to a few steps of just this sampler.
 _DISTILLED = ("LCMScheduler", "TCDScheduler")

@@ -41,6 +41,12 @@ SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule":
             "DPMSolverMultistepScheduler",
             {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++", "solver_order": 2},
         ),
+        (
+            "DPM++ 2M trailing",
+            "DPMSolverMultistepScheduler",
+            {"use_karras_sigmas": False, "timestep_spacing": "trailing", "solver_order": 2},
+        ),
+        ("ddim_trailing", "DDIMScheduler", {"timestep_spacing": "trailing"}),
         ("DPM++ 2M SDE Karras", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("dpm++ 3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
         ("dpm++ 2s", "DPMSolverSinglestepScheduler", {"solver_order": 2}),

@@ -1,0 +1,152 @@
+"""Several pictures in one pass: how many a core makes, and whether they are those of one at a time.
+
+Different pictures, masks, prompts and seeds through a pipeline of a trained checkpoint (the built-in one, or
+--model), in batches of 1, 2, 4 and 8, one thread; seconds are the processor's, in turns, medians. With
+--large also a guided step of SD 1.5's inpainting UNet at 512x512, full size, seeded random weights.
+
+    python benchmarks/batches.py [--quick] [--large] [--model FOLDER] [--output result.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import retouch
+from retouch.models.prepared.prepare import prepare
+from retouch.models.unet import UNet2DConditionModel
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from full_size_check import machine  # noqa: E402
+from published_configs import UNETS  # noqa: E402
+
+SIZES = (1, 2, 4, 8)
+PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    batch: int
+    dtype: str
+    seconds_each: float  # of the processor, for one picture
+    a_minute: float  # pictures that a core makes
+    worst_difference: int  # from the pictures of one at a time, of 255
+    differing: float  # part of the values that are not the same
+
+
+def inputs(side: int) -> tuple[list[Image.Image], list[Image.Image]]:
+    """A part of the photo for each prompt, and a hole at another place in each."""
+    photo = Image.open(ROOT / "examples" / "lake.jpg")
+    pictures, masks = [], []
+    for index in range(len(PROMPTS)):
+        left, top = 70 * index, 20 * index
+        pictures.append(photo.crop((left, top, left + 200, top + 200)).resize((side, side)))
+        mask = Image.new("L", (side, side))
+        at, wide = side // 8 + 2 * index, side // 2
+        mask.paste(255, (at, side // 4, at + wide, side // 4 + wide))
+        masks.append(mask)
+    return pictures, masks
+
+
+def pictures_of(model: str, steps: int, repeats: int) -> list[Row]:
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        pipeline = retouch.load(model, device="cpu", dtype=dtype, progress=False).pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        pictures, masks = inputs(pipeline.default_size)
+
+        def paint(batch: int, pipeline: Any = pipeline, given: Any = (pictures, masks)) -> np.ndarray:
+            made = []
+            for first in range(0, len(PROMPTS), batch):
+                part = slice(first, first + batch)
+                seeds = range(first, first + batch)
+                made += pipeline(
+                    list(PROMPTS[part]),
+                    given[0][part],
+                    given[1][part],
+                    num_inference_steps=steps,
+                    guidance_scale=2.5,
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                ).images
+            return np.stack([np.asarray(picture) for picture in made]).astype(int)
+
+        paint(1)
+        times: dict[int, list[float]] = {batch: [] for batch in SIZES}
+        made = {}
+        for _ in range(repeats):
+            for batch in SIZES:
+                start = time.process_time()
+                made[batch] = paint(batch)
+                times[batch].append((time.process_time() - start) / len(PROMPTS))
+        for batch in SIZES:
+            seconds, off = statistics.median(times[batch]), np.abs(made[batch] - made[1])
+            rows.append(Row(batch, dtype, seconds, 60 / seconds, int(off.max()), float((off > 0).mean())))
+    print("| batch | dtype | s a picture | a minute and core | worst difference | values that differ |")
+    print("|---" * 6 + "|")
+    for row in rows:
+        print(
+            f"| {row.batch} | {row.dtype} | {row.seconds_each:.3f} | {row.a_minute:.1f} | "
+            f"{row.worst_difference} | {100 * row.differing:.2f} % |"
+        )
+    return rows
+
+
+@torch.no_grad()
+def large(repeats: int) -> dict[int, float]:
+    """The processor's seconds for a picture's share of a step, by the size of the batch."""
+    torch.manual_seed(0)
+    unet = prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+    seconds = {}
+    print("\n| batch | s a picture and step, SD 1.5, bfloat16 |\n|---|---|")
+    for batch in SIZES:
+        latents = torch.randn(2 * batch, 9, 64, 64).bfloat16()
+        text = torch.randn(2 * batch, 77, 768).bfloat16()
+        times = []
+        for _ in range(repeats + 1):
+            start = time.process_time()
+            unet(latents, torch.tensor(501), text)
+            times.append((time.process_time() - start) / batch)
+        seconds[batch] = statistics.median(times[1:])
+        print(f"| {batch} | {seconds[batch]:.2f} |", flush=True)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, once")
+    parser.add_argument("--large", action="store_true", help="a step of SD 1.5's UNet too (takes 6 GB)")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "batches.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{machine()}, one thread\n")
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        "load_average": os.getloadavg(),
+        "model": Path(given.model).name,
+        "rows": [
+            asdict(row) for row in pictures_of(given.model, 4 if given.quick else 20, 1 if given.quick else 3)
+        ],
+    }
+    if given.large:
+        figures["step_of_sd15"] = large(1 if given.quick else 3)
+    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

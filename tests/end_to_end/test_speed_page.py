@@ -1,0 +1,53 @@
+"""docs/speed.md: its examples run, and its tables say what the words stand for."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runs import done, read, write_mask, write_photo
+
+import retouch
+from retouch.editing import verbs
+from retouch.editing.speed import SPEEDS
+
+PAGE = (Path(__file__).parents[2] / "docs/speed.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_table_has_what_each_word_stands_for() -> None:
+    told = dict(re.findall(r"^\| `(\w+)`(?: \(the default\))? \| (.+) \|$", PAGE, flags=re.MULTILINE))
+    assert list(told) == list(SPEEDS)
+    for word, text in told.items():
+        call = re.search(r"`(.+)`", text)
+        keywords: list[ast.keyword] = []
+        if call:
+            keywords = ast.parse(f"f({call[1]})", mode="eval").body.keywords  # type: ignore[attr-defined]
+        assert {entry.arg: ast.literal_eval(entry.value) for entry in keywords} == SPEEDS[word]
+
+
+def test_examples(tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny checkpoint in place of the built-in one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETOUCH_MODEL", str(tiny_sd_inpaint))
+    monkeypatch.setattr(verbs, "_kept", None)
+    pixels = write_photo(tmp_path / "photo.png")
+    write_mask(tmp_path / "mask.png")
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(compile(block.replace('"builtin"', repr(str(tiny_sd_inpaint))), "speed.md", "exec"), names)
+    assert names["edit"].settings["speed"] == "fast"
+    assert len(names["pictures"]) == 2 and names["pictures"][0].size == (80, 64)
+    for line in "".join(blocks("sh")).splitlines():
+        done(*shlex.split(line)[1:], RETOUCH_MODEL=str(tiny_sd_inpaint))
+    assert (read("photo-inpaint.png") != pixels).any()
+    assert isinstance(names["pipeline"], retouch.StableDiffusionInpaintPipeline)
+    assert not np.array_equal(names["pictures"][0], names["pictures"][1])
