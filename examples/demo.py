@@ -27,7 +27,7 @@ Outside the mask every pixel is the photo's own. The checkpoint that painted thi
 128 pixels, and about 100 things by name. Try another one of them, and take something away:
 
     retouch models show builtin
-    retouch inpaint {folder}/photo.png {folder}/mask.png "a red balloon" -o {folder}/balloon.png
+    retouch inpaint {folder}/photo.png {folder}/mask.png "a red apple" -o {folder}/apple.png
     retouch erase {folder}/result.png {folder}/mask.png -o {folder}/erased.png
 
 For anything you can say, at full size, get Stable Diffusion for inpainting (4.3 GB, once, with a network):
