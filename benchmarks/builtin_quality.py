@@ -42,7 +42,7 @@ from benchmarks.builtin_painting import (
 from benchmarks.filling import Measure, classical
 from retouch.models.autoencoder import AutoencoderKL
 from training.data import Pictures
-from training.sheets import to_pixels
+from training.sheets import to_bytes, to_pixels
 from training.state import default_state, write_json
 from training.train_vae import HeldOut
 from training.vocabulary import NAMES
@@ -54,8 +54,14 @@ PICTURES = ROOT / "docs" / "pictures"
 GUIDANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 STEPS = (6, 8, 12, 20, 30)
 CONTEXTS = ("10%", "21%", "35%", "50%")
-STRENGTHS = (0.3, 0.5, 0.7, 0.85)
+# Steps, guidance, what the hole is filled with first, and how much of that is painted over.
+FILLINGS: list[tuple[int, float, str, float]] = [
+    *((steps, 1.0, "original", 1.0) for steps in (2, 4, 10, 20)),
+    *((steps, 1.0, "telea", strength) for steps in (4, 10) for strength in (0.3, 0.5, 0.7)),
+    *((4, 1.0, "blur", strength) for strength in (0.5, 0.7)),
+]
 JOINS = ("match", "poisson")
+THROUGH = "the truth through the VAE"
 
 
 class Bench:
@@ -180,10 +186,7 @@ class Bench:
     def removal(self) -> dict[str, Any]:
         """An empty prompt over plain background, against OpenCV; then objects erased by whole edits."""
         found: dict[str, Any] = {}
-        settings = [Setting(steps) for steps in (self.some(4, 2), self.some(10, 3), self.some(20, 4))]
-        for fill in ("telea", "blur"):
-            strengths = STRENGTHS if not self.quick else (0.5,)
-            settings += [Setting(self.some(10, 3), fill=fill, strength=s) for s in strengths]
+        settings = [Setting(*each) for each in (FILLINGS if not self.quick else FILLINGS[:1] + FILLINGS[-1:])]
         painters = self.inpainting
 
         def ours(setting: Setting, pictures: np.ndarray, holes: np.ndarray) -> dict[str, np.ndarray]:
@@ -209,6 +212,7 @@ class Bench:
         found |= {"chosen_on_training_photos": chosen_on, "chosen": best, "chosen_alone": alone}
         pictures, holes = plain_background(self.held_out, self.some(256, 8))
         results = classical(pictures, holes)
+        results[THROUGH] = np.where(holes[..., None], self._through_vae(pictures), pictures)
         for setting in settings:
             if {f"{setting}, join {way}" for way in JOINS} & {best, alone}:
                 results |= ours(setting, pictures, holes)
@@ -217,6 +221,13 @@ class Bench:
             print(f"removal, held out: {label}: {figures}", flush=True)
         found["objects"] = self._objects()
         return found
+
+    @torch.inference_mode()
+    def _through_vae(self, pictures: np.ndarray) -> np.ndarray:
+        """What the best model could paint, if it knew the truth."""
+        network = AutoencoderKL.from_pretrained(self.folder, subfolder="vae").eval()
+        parts = [network.encode(part).latent_dist.mode() for part in _pixels(pictures).split(16)]
+        return np.concatenate([to_bytes(network.decode(part).sample) for part in parts])
 
     def _objects(self) -> dict[str, Any]:
         """Known objects on unseen backgrounds, erased: is it still there, and how far from the truth?"""
