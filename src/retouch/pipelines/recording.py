@@ -144,19 +144,45 @@ class Recording:
         return target
 
 
+# The maps of the published VAEs, by the factor that their latents are scaled with: a row for each latent, to
+# red, green and blue. Users found them (for SD torridgristle, for SDXL StAlKeR7779), as InvokeAI has them.
+_PUBLISHED_WIDTHS = (128, 256, 512, 512)
+_PUBLISHED = {
+    0.18215: (
+        (0.3444, 0.1385, 0.0670),
+        (0.1247, 0.4027, 0.1494),
+        (-0.3192, 0.2513, 0.2103),
+        (-0.1307, -0.1874, -0.7445),
+    ),
+    0.13025: (
+        (0.3816, 0.4930, 0.5320),
+        (-0.3753, 0.1631, 0.1739),
+        (0.1770, 0.3588, -0.2048),
+        (-0.4350, -0.2644, -0.4289),
+    ),
+}
 _maps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 
 
 def linear_colours(pipeline: Any, latents: Tensor) -> Tensor:
-    """Pixels in [-1, 1] by a linear map of each latent, fitted once to the pipeline's VAE."""
+    """Pixels in [-1, 1] by a linear map of each latent: of a published VAE, or fitted to the pipeline's."""
     vae, factor = pipeline.vae, pipeline.vae_scale_factor
     if vae not in _maps:
-        _maps[vae] = _fit_colours(pipeline)
+        published = _published_colours(vae)
+        _maps[vae] = _fit_colours(pipeline) if published is None else published
     weights = _maps[vae]
     channels = latents.float().cpu()
     flat = torch.cat([channels, torch.ones_like(channels[:, :1])], dim=1)
     colours = torch.einsum("nchw,cr->nrhw", flat, weights).clamp(-1, 1)
     return torch.nn.functional.interpolate(colours, scale_factor=factor, mode="nearest")
+
+
+def _published_colours(vae: Any) -> Tensor | None:
+    config = getattr(vae, "config", None)
+    factor = getattr(config, "scaling_factor", None)
+    if factor not in _PUBLISHED or tuple(config.block_out_channels) != _PUBLISHED_WIDTHS:
+        return None
+    return torch.tensor([*_PUBLISHED[factor], (0.0, 0.0, 0.0)])
 
 
 def _fit_colours(pipeline: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,20 @@ def test_the_linear_map_finds_the_colours() -> None:
     pipeline, colours = Pipeline(), torch.rand(1, 3, 2, 3) - 0.5
     pixels = colours.repeat_interleave(8, 2).repeat_interleave(8, 3)
     assert (linear_colours(pipeline, pipeline.encode(pixels, torch.Generator())) - pixels).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("factor", "grey"), [(0.18215, 0.05), (0.13025, 0.4)])
+def test_published_vaes_need_no_fit(factor: float, grey: float) -> None:
+    """What their users found. The tiny ones have the same factor, but other widths, and are fitted."""
+
+    class Vae:
+        config = SimpleNamespace(scaling_factor=factor, block_out_channels=[128, 256, 512, 512])
+
+    class Pipeline:
+        vae, vae_scale_factor = Vae(), 8
+
+    latents = torch.zeros(1, 4, 1, 2)
+    latents[0, 0, 0, 1] = 1.0
+    colours = linear_colours(Pipeline(), latents)
+    assert colours.shape == (1, 3, 8, 16) and not colours[..., :8].any()
+    assert colours[..., 8:].mean() > grey, "the first latent is brightness above all"
