@@ -219,7 +219,10 @@ class Bench:
         found["held_out"] = self.measure(pictures, holes, results, best)
         for label, figures in found["held_out"].items():
             print(f"removal, held out: {label}: {figures}", flush=True)
-        found["objects"] = self._objects()
+        setting, way = next((s, w) for s in settings for w in JOINS if f"{s}, join {w}" == best)
+        options = {"steps": setting.steps, "strength": setting.strength, "fill": setting.fill, "join": way}
+        found["chosen_options"] = options
+        found["objects"] = self._objects(options)
         return found
 
     @torch.inference_mode()
@@ -229,7 +232,7 @@ class Bench:
         parts = [network.encode(part).latent_dist.mode() for part in _pixels(pictures).split(16)]
         return np.concatenate([to_bytes(network.decode(part).sample) for part in parts])
 
-    def _objects(self) -> dict[str, Any]:
+    def _objects(self, chosen: dict[str, Any]) -> dict[str, Any]:
         """Known objects on unseen backgrounds, erased: is it still there, and how far from the truth?"""
         count = self.some(107, 8)
         composer = naming.on_new_backgrounds(self.state, seed=31)
@@ -240,6 +243,7 @@ class Bench:
         results = {"before": pictures} | classical(pictures, holes)
         for label, regular, verb, options in (
             ("erase", False, "erase", self.of_verb("erase")),
+            ("erase as chosen here", False, "erase", {**self.of_verb("erase"), **chosen}),
             ("inpaint with an empty prompt", False, "inpaint", self.of_verb("inpaint")),
             ("regular UNet, inpaint with an empty prompt", True, "inpaint", self.of_verb("inpaint")),
             ("regular UNet, erase", True, "erase", self.of_verb("erase")),
