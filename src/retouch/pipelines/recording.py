@@ -178,7 +178,7 @@ def linear_colours(pipeline: Any, latents: Tensor) -> Tensor:
 
 
 def _published_colours(vae: Any) -> Tensor | None:
-    config = getattr(vae, "config", None)
+    config: Any = getattr(vae, "config", None)
     factor = getattr(config, "scaling_factor", None)
     if factor not in _PUBLISHED or tuple(config.block_out_channels) != _PUBLISHED_WIDTHS:
         return None
