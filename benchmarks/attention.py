@@ -97,7 +97,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for name, shape in shapes.items():
             found = results[f"{name}, {str(dtype).removeprefix('torch.')}"] = measured(
-                shape, dtype, runs, clock
+                shape, dtype, arguments.levels, runs, clock
             )
             print(f"{name} {shape}, {str(dtype).removeprefix('torch.')}")
             for way, figures in found.items():
