@@ -158,7 +158,7 @@ def read_tensors(
 
     One tensor at a time is held in the file's own dtype, so the peak is the model plus one layer.
     """
-    reader = _read_pickle(path) if path.suffix == ".bin" else _read_safetensors(path, str(device))
+    reader = _read_pickle(path) if path.suffix == ".bin" else _read_safetensors(path)
     for name, tensor in reader:
         yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
@@ -175,17 +175,11 @@ class TensorFile:
             self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             self._read = tensors.__getitem__
         else:
-            from safetensors import safe_open
-
-            with _explained(path):
-                handle = safe_open(path, framework="pt")
-                self.metadata = handle.metadata() or {}
-                names = list(handle.keys())
-                self.shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
-            self._read = handle.get_tensor
+            file = _Safetensors(path)
+            self.metadata, self.shapes, self._read = file.metadata, file.shapes, file.read
 
     def read(self, name: str) -> Tensor:
-        """One tensor as it is stored; of a safetensors file it may be mapped rather than copied."""
+        """One tensor as it is stored."""
         with _explained(self.path):
             return self._read(name)
 
@@ -204,12 +198,53 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
+class _Safetensors:
+    """A safetensors file whose tensors are read one by one into memory of their own.
 
-    with _explained(path), safe_open(path, framework="pt", device=device) as file:
-        for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
-            yield name, file.get_tensor(name)
+    The library maps the file instead. What was touched of a mapping counts as the process's memory until all
+    tensors in it are gone, so a model in bfloat16 from a float32 file would take three times its size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        with _explained(path), safe_open(path, framework="pt") as file:  # which checks the header
+            self.metadata: dict[str, str] = file.metadata() or {}
+            self.names = list(file.keys())
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            self._header = json.loads(stream.read(length))
+        self._start = 8 + length
+        self.shapes = {name: tuple(self._header[name]["shape"]) for name in self.names}
+
+    def read(self, name: str) -> Tensor:
+        import torch
+        from safetensors import safe_open
+
+        entry = self._header[name]
+        dtype = getattr(torch, _STORED.get(entry["dtype"], ""), None)
+        if dtype is None:
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_tensor(name)
+        begin, end = entry["data_offsets"]
+        values = torch.empty(end - begin, dtype=torch.uint8)
+        with self.path.open("rb") as stream:
+            stream.seek(self._start + begin)
+            if stream.readinto(values.numpy().data) != end - begin:
+                raise OSError(f"{name} ends too early")
+        return values.view(dtype).reshape(entry["shape"])
+
+
+# The dtypes that weights are stored in; the library reads any other.
+_STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    file = _Safetensors(path)
+    with _explained(path):
+        for name in file.names:
+            yield name, file.read(name)
 
 
 def unpickle(path: Path) -> Any:

@@ -167,8 +167,8 @@ def test_one_tensor_at_a_time_is_held_in_the_file_s_dtype(
     originals: list[weakref.ref[torch.Tensor]] = []
     read = tensors._read_safetensors
 
-    def watched(path: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in read(path, device):
+    def watched(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in read(path):
             assert all(original() is None for original in originals[:-1])
             originals.append(weakref.ref(tensor))
             yield name, tensor
@@ -177,6 +177,16 @@ def test_one_tensor_at_a_time_is_held_in_the_file_s_dtype(
     monkeypatch.setattr(tensors, "_read_safetensors", watched)
     state = dict(read_tensors(_whole(tmp_path), dtype=torch.float64))
     assert len(originals) == len(state) == len(STATE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_no_part_of_a_file_stays_mapped(tmp_path: Path) -> None:
+    """It would count as memory of the process, beside the weights in their own dtype."""
+    path = _whole(tmp_path)
+    state = dict(read_tensors(path))
+    file = tensors.TensorFile(path)
+    state |= {name: file.read(name) for name in file.shapes}
+    assert state and path.name not in Path("/proc/self/maps").read_text()
 
 
 def _truncated(path: Path) -> None:
