@@ -31,6 +31,7 @@ SHAPES = {  # batch, heads, queries, keys, size of a head
     "SD 1.5, 32x32, text": (2, 8, 1024, 77, 80),
     "SDXL, 64x64, itself": (2, 10, 4096, 4096, 64),
     "SDXL, 32x32, itself": (2, 20, 1024, 1024, 64),
+    "VAE, 64x64, itself": (1, 1, 4096, 4096, 512),
 }
 TORCH = "torch"
 CHUNKS = "torch in chunks"
