@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from retouch.models.prepared.weights import samples
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.pipeline import Pipeline
 
@@ -26,7 +27,6 @@ _NAMES = {
     4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
 _PROMPTS, _PICTURES = 32, 16
-_SAMPLED = 16  # values of each tensor that tell whether it has changed
 
 
 class PipelineCache:
@@ -120,10 +120,6 @@ def _text_parts(pipeline: Pipeline) -> tuple[Any, ...]:
 @torch.no_grad()
 def _fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """Which module, and what is in it as far as a few values of each tensor tell."""
-    samples = [
-        value.flatten()[:: max(1, value.numel() // _SAMPLED)][:_SAMPLED].float()
-        for value in module.parameters()
-    ]
-    content = torch.cat(samples).cpu().numpy().tobytes()
+    content = torch.cat(samples(module)).cpu().numpy().tobytes()
     dtype = next(module.parameters()).dtype
     return weakref.ref(module), dtype, hashlib.sha256(content).digest()

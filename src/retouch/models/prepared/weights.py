@@ -46,6 +46,26 @@ def has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
+_SAMPLED = 16  # values of each parameter
+
+
+def samples(model: nn.Module) -> list[Tensor]:
+    """A few values of each parameter, to tell of a change. No layer gives its weight back for that."""
+    found = []
+    for layer in model.modules():
+        with _changing:
+            own = layer.__dict__["_parameters"]
+            mine = layer.__dict__.get("_kept")
+            found += [mine[4]] if mine else []
+            found += [_sampled(value) for value in own.values() if value is not None]
+    return found
+
+
+def _sampled(value: Tensor) -> Tensor:
+    few = value.detach().flatten()[:: max(1, value.numel() // _SAMPLED)][:_SAMPLED]
+    return few.to(torch.float32, copy=True)  # a view would keep all of it in memory
+
+
 class KeepsWeight:
     """Mixin of the prepared layers. Their class alone differs from that of plain ones."""
 
@@ -67,7 +87,7 @@ class KeepsWeight:
             if weight is None:
                 return None
             data, needs_grad = weight
-            self.__dict__["_kept"] = form, form.pack(self, data), data.dtype, needs_grad
+            self.__dict__["_kept"] = form, form.pack(self, data), data.dtype, needs_grad, _sampled(data)
             return self.__dict__["_kept"]
 
     def _lent(self) -> tuple[Tensor, bool] | None:
@@ -95,7 +115,7 @@ class KeepsWeight:
         with _changing, torch.inference_mode(False), torch.no_grad():
             mine = self.__dict__.get("_kept")
             if mine is not None:
-                form, packed, _, needs_grad = mine
+                form, packed, _, needs_grad, _ = mine
                 weight = nn.Parameter(form.unpack(packed), requires_grad=needs_grad)
                 self.__dict__["_parameters"] = {**self.__dict__["_parameters"], "weight": weight}
                 self.__dict__["_kept"] = None

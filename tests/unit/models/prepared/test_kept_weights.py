@@ -16,6 +16,7 @@ from torch import nn
 from retouch.models import attention, layers
 from retouch.models.prepared import onednn
 from retouch.models.prepared.prepare import prepare
+from retouch.models.prepared.weights import samples
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
 
@@ -236,3 +237,15 @@ def test_threads_that_compute_and_look(net: Net, plain: Net, x: torch.Tensor) ->
     for thread in threads:
         thread.join()
     assert not faults
+
+
+def test_samples_tell_of_a_change_and_leave_a_kept_weight_where_it_is() -> None:
+    layer = prepare(nn.Sequential(nn.Linear(32, 48)))
+    before = torch.cat(samples(layer))
+    with torch.no_grad():
+        layer(torch.randn(2, 32))
+        assert layer[0].__dict__["_kept"] is not None
+        assert torch.equal(torch.cat(samples(layer)), before)
+        assert layer[0].__dict__["_kept"] is not None
+        layer[0].weight[0, 0] += 1
+    assert not torch.equal(torch.cat(samples(layer)), before)
