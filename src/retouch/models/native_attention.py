@@ -102,7 +102,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if _level is None or scale <= 0 or not supports(query, key, value):
         return torch_attention(query, key, value, scale=scale)
-    return _operation(query, key, value, _level, scale).transpose(1, 2)
+    # Where nobody records, without the operation's wrapping: its first call imports the compiler, which
+    # takes a second or two.
+    compute = _operation if _is_recorded() else _compute
+    return compute(query, key, value, _level, scale).transpose(1, 2)
+
+
+def _is_recorded() -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0  # modes that watch each operation, as make_fx does
+    )
 
 
 def attention_at(
@@ -113,9 +124,7 @@ def attention_at(
     return _operation(query, key, value, level, scale).transpose(1, 2)
 
 
-# As an operation that torch knows by name, it can be traced and compiled into graphs.
-@torch.library.custom_op("retouch::attention", mutates_args=(), device_types="cpu")
-def _operation(query: Tensor, key: Tensor, value: Tensor, level: str, scale: float) -> Tensor:
+def _compute(query: Tensor, key: Tensor, value: Tensor, level: str, scale: float) -> Tensor:
     batch, heads, queries, dim = query.shape
     result = torch.empty(batch, queries, heads, dim, dtype=query.dtype)
     places = (
@@ -130,6 +139,10 @@ def _operation(query: Tensor, key: Tensor, value: Tensor, level: str, scale: flo
         *places,
     )
     return result
+
+
+# As an operation that torch knows by name, it can be traced and compiled into graphs.
+_operation = torch.library.custom_op("retouch::attention", _compute, mutates_args=(), device_types="cpu")
 
 
 @_operation.register_fake

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -249,3 +251,16 @@ def test_without_the_operations_layers_stay_plain(monkeypatch: pytest.MonkeyPatc
         assert type(prepare(nn.Linear(3, 3))) is nn.Linear
     finally:
         onednn.is_available.cache_clear()
+
+
+def test_the_first_call_does_not_import_the_compiler() -> None:
+    """Which takes longer than a step."""
+    code = """
+import sys, torch
+from retouch.models.attention import Attention
+from retouch.models.prepared.prepare import prepare
+with torch.no_grad():
+    prepare(Attention(64, heads=2, dim_head=32))(torch.randn(1, 256, 64))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
