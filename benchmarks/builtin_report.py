@@ -17,6 +17,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "builtin_quality.json"
 PLACES = (ROOT / "training" / "card.md", ROOT / "docs" / "builtin.md")
+SHEETS = {
+    "builtin_names.jpg": "Fifty prompts, drawn by lot, on unseen photos",
+    "builtin_erase.jpg": "Photo, hole, what `erase` makes of it, and OpenCV's two methods",
+}
 BLOCK = re.compile(r"(<!-- figures.*?-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -62,7 +66,13 @@ def main() -> None:
     text = table(json.loads(given.results.read_text()), given.seen)
     print(text)
     for place in () if given.print else PLACES:
-        page, count = BLOCK.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", place.read_text())
+        shown = [text]
+        if place.parent.name == "docs":
+            shown += [f"![{what}](pictures/{name})" for name, what in SHEETS.items()]
+        block = "\n\n".join(shown)
+        page, count = BLOCK.subn(
+            lambda found, block=block: f"{found[1]}\n{block}\n\n{found[2]}", place.read_text()
+        )
         if count != 1:
             raise SystemExit(f"{place} has {count} blocks of figures; one is expected.")
         place.write_text(page)
