@@ -61,6 +61,8 @@ FILLINGS: list[tuple[int, float, str, float]] = [
     *((4, 1.0, "blur", strength) for strength in (0.5, 0.7)),
 ]
 JOINS = ("match", "poisson")
+# A picture of 128 pixels is all the context there is, and OpenCV repaints no more than the hole either.
+SAME_HOLE = {"context": "100%", "grow": 0}
 THROUGH = "the truth through the VAE"
 
 
@@ -249,7 +251,7 @@ class Bench:
             ("regular UNet, erase", True, "erase", self.of_verb("erase")),
         ):
             edits = [
-                Edit(verb, picture, hole, number, "", {**options, "context": "100%"})
+                Edit(verb, picture, hole, number, "", {**options, **SAME_HOLE})
                 for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True))
             ]
             painters = self.regular if regular else self.inpainting
@@ -274,7 +276,7 @@ class Bench:
         samples = [composer.sample(number, empty=0) for number in range(self.some(8, 2))]
         pictures, holes = (np.stack([getattr(s, key) for s in samples]) for key in ("picture", "hole"))
         erasures = [
-            Edit("erase", picture, hole, number, "", {**self.of_verb("erase"), "context": "100%"})
+            Edit("erase", picture, hole, number, "", {**self.of_verb("erase"), **SAME_HOLE})
             for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True))
         ]
         painters = self.inpainting
