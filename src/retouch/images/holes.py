@@ -284,12 +284,15 @@ def crops(
 
 def _parts(levels: np.ndarray) -> list[Box]:
     """The boxes of the connected parts."""
-    height, width = levels.shape
-    cells = np.maximum.reduceat(levels, np.arange(0, height, _CELL), axis=0)
-    cells = np.maximum.reduceat(cells, np.arange(0, width, _CELL), axis=1)
+    first, above, right, bottom = _bounds(levels)  # most of a large photo need not be looked through
+    first, above = first // _CELL * _CELL, above // _CELL * _CELL
+    cells = levels[above:bottom, first:right]
+    for axis in (0, 1):
+        cells = np.maximum.reduceat(cells, np.arange(0, cells.shape[axis], _CELL), axis=axis)
     count, _, stats, _ = cv2.connectedComponentsWithStats((cells > 0).astype(np.uint8), connectivity=8)
     boxes = []
     for left, top, across, down, _ in (stats[1:count] * _CELL).tolist():
+        left, top = left + first, top + above
         part = _bounds(levels[top : top + down, left : left + across])
         boxes.append((left + part[0], top + part[1], left + part[2], top + part[3]))
     return boxes
