@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from retouch.models.prepared.graphs import forget_recordings
 from retouch.pipelines.pipeline import Pipeline
 
 Result = TypeVar("Result")
@@ -24,7 +25,8 @@ def ran_out(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what the failed attempt held."""
+    """Give back what the failed attempt held, and what can be made again."""
+    forget_recordings()
     gc.collect()
     for kind in ("cuda", "xpu", "mps"):
         module = getattr(torch, kind, None)

@@ -22,7 +22,7 @@ from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.single_file import names_single_file
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
-from retouch.models.prepared.prepare import prepare, unprepare
+from retouch.models.prepared.prepare import is_chosen, prepare, unprepare
 from retouch.pipelines.components import index_entry, load_component, plain, save_component, subfolders
 from retouch.pipelines.placement import ModelOffload, Placement, Resident, SequentialOffload
 from retouch.pipelines.single_file import load_parts, open_single_file, require_family
@@ -398,11 +398,13 @@ class Bundle:
         wanted = resolve_dtype(dtype, place)
         for module in self._modules().values():
             module.to(device=place, dtype=wanted)
+            if is_chosen(module):
+                prepare(module)
         self.placement = Resident(self, place)
         return self
 
     def optimize(self, is_on: bool = True) -> Self:
-        """Let the models compute with kernels that suit this machine's CPU, or as plain layers again.
+        """Let the models compute in the way that suits this machine's CPU or GPU, or as plain layers again.
 
         The results are the same up to rounding. A part that torch.compile wrapped is left to it.
         """

@@ -18,6 +18,7 @@ from torch import Tensor
 from retouch.devices import randn
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.models.lora import scaled
+from retouch.models.prepared.graphs import recorded
 from retouch.pipelines.callbacks import Listener
 from retouch.pipelines.request import Request, Task
 from retouch.sampling.denoise import Progress, denoise
@@ -188,7 +189,7 @@ class Run(ABC):
             pipeline.progress_bar(total=requested) as bar,
         ):
             inputs = self.guidance.pair(conditioning)
-            model = self.accelerated(model)
+            model = self.accelerated(recorded(model) if pipeline.placement.is_lasting else model)
             predict = Predictor(model, plan, self.guidance, inputs, channels, control)
             listener = Listener(self, predict, region)
             silent = len(plan) - requested * plan.order  # PNDM's warm-up takes steps that nobody asked for

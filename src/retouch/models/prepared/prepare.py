@@ -1,13 +1,16 @@
 """A model's layers become their prepared twins, and plain again.
 
 The model stays what it is: the same object, names, parameters and state dict, to the bit. Only how its layers
-compute changes, for calls without gradients on a CPU. Weights are put in order by the first such call.
+compute changes, for calls without gradients on a CPU. Weights are put in order by the first such call. On a
+GPU the layers are torch's own, and graphs.py records what a UNet does with them.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from retouch.models import attention, layers
@@ -35,21 +38,40 @@ register(attention.GEGLU, prepared.GEGLU)
 register(attention.FeedForward, prepared.FeedForward)
 
 
+GPUS = ["cuda"]
+_chosen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
 def prepare(model: Model) -> Model:
-    """Make a model fast on this machine's CPU, where that is known how; the same model is returned."""
+    """Make a model fast where it is, if that is known how; the same model is returned.
+
+    After it went to another kind of device or another dtype, it has to be prepared again.
+    """
+    first = next(model.parameters(), None)
+    if first is not None and first.device.type in GPUS:
+        unprepare(model)
+        if first.dtype in (torch.float16, torch.bfloat16):  # in which convolutions want maps by pixels
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    else:
+        _prepare_for_cpu(model)
+    _chosen.add(model)
+    return model
+
+
+def _prepare_for_cpu(model: nn.Module) -> None:
     if not onednn.is_available():
-        return model
+        return
     for layer in model.modules():
         twin = _TWINS.get(type(layer))
         if twin is not None and _fits(layer):
             layer.__class__ = twin
         if isinstance(layer, attention.Attention):
             layer.kernel = _attention
-    return model
 
 
 def unprepare(model: Model) -> Model:
     """Make every layer plain again; the same model is returned."""
+    _chosen.discard(model)
     for layer in model.modules():
         if isinstance(layer, KeepsWeight):
             layer.give_back()
@@ -58,6 +80,11 @@ def unprepare(model: Model) -> Model:
         if isinstance(layer, attention.Attention):
             layer.__dict__.pop("kernel", None)
     return model
+
+
+def is_chosen(model: nn.Module) -> bool:
+    """Whether the model was to be made fast, whatever came of it on this machine."""
+    return model in _chosen
 
 
 def is_prepared(model: nn.Module) -> bool:

@@ -1,0 +1,470 @@
+"""Recorded calls give what the UNet gives, whatever happens to it in between, and no call gets another's.
+
+A stand-in records on the CPU (tests/recorded_ops.py); the last tests are for a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ip_adapter_files import ip_adapter, tiny_image_encoder
+from lora_files import peft, sides
+from pipeline_pairs import mask, photo
+from recorded_ops import OpRecorder
+from torch import Tensor, nn
+
+import retouch
+from retouch.models.prepared import graphs, prepare as preparation
+from retouch.models.prepared.prepare import is_prepared, prepare, unprepare
+from retouch.models.unet import UNet2DConditionModel
+from retouch.pipelines.placement import ModelOffload
+
+SETTINGS: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 12,
+    "norm_num_groups": 4,
+}
+XL: dict[str, Any] = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 + 6 * 4,
+}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[OpRecorder]:
+    """The CPU counts as a GPU; the recorders that were made."""
+    made: list[OpRecorder] = []
+    monkeypatch.setattr(OpRecorder, "made", made, raising=False)
+    monkeypatch.setattr(OpRecorder, "error", None)
+    monkeypatch.setitem(graphs.RECORDERS, "cpu", OpRecorder)
+    monkeypatch.setattr(preparation, "GPUS", ["cuda", "cpu"])
+    return made
+
+
+def new_unet(**settings: Any) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(**SETTINGS, **settings).eval()
+    for number, parameter in enumerate(unet.parameters()):
+        draw = torch.Generator().manual_seed(number)
+        parameter.data.normal_(0, 0.1, generator=draw).add_(parameter.ndim == 1)
+    return unet
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    return new_unet()
+
+
+def inputs(seed: int, rows: int = 2, side: int = 8, tokens: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    sample = torch.randn(rows, 4, side, side, generator=draw)
+    return sample, torch.tensor(900 - seed), torch.randn(rows, tokens, 12, generator=draw)
+
+
+def check(unet: Any, called: Any, seed: int, **options: Any) -> None:
+    given = inputs(seed, **options)
+    with torch.no_grad():
+        assert torch.equal(called(*given, return_dict=False)[0], unet(*given)[0])
+
+
+def test_the_same_numbers_of_other_inputs_each_time(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    for seed in range(6):
+        check(unet, called, seed)
+    (recorder,) = recorders
+    assert (recorder.recorded, recorder.played) == (1, 5)  # the first computes as ever
+
+
+def test_results_stay_when_the_next_call_comes(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    with torch.inference_mode():
+        found = [called(*inputs(seed))[0] for seed in range(4)]
+        wanted = [unet(*inputs(seed))[0] for seed in range(4)]
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    check(unet, called, 9)  # outside of inference mode, with what was recorded in it
+    assert recorders[0].recorded == 1
+
+
+def test_numbers_and_tensors_as_timesteps(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    sample, _, text = inputs(0)
+    with torch.no_grad():
+        for timestep in (3, 901, 17, 2.5, 400.25, 7.75):
+            assert torch.equal(called(sample, timestep, text)[0], unet(sample, timestep, text)[0])
+    assert recorders[0].recorded == 2  # one of whole numbers, one of others; not one for each
+
+
+def test_each_kind_of_call_has_its_own(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    for seed in range(3):
+        check(unet, called, seed)
+        check(unet, called, seed, rows=1)
+        check(unet, called, seed, side=12)
+        check(unet, called, seed, tokens=7)
+    assert recorders[0].recorded == 4 and recorders[0].played == 8
+
+
+def test_deep_features_go_from_one_kind_to_the_other(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    with torch.no_grad():
+        for seed in range(4):
+            whole, part = inputs(seed), inputs(seed + 10)
+            found = called(*whole, deep=None, return_deep=True)
+            wanted = unet(*whole, return_deep=True)
+            again = called(*part, deep=found.deep, return_deep=True)
+            assert torch.equal(found.sample, wanted.sample) and torch.equal(found.deep, wanted.deep)
+            assert torch.equal(again.sample, unet(*part, deep=wanted.deep).sample)
+    assert recorders[0].recorded == 2
+
+
+def test_nested_inputs(recorders: list[OpRecorder]) -> None:
+    unet = prepare(new_unet(**XL))
+    called = graphs.recorded(unet)
+    with torch.no_grad():
+        for seed in range(4):
+            sample, timestep, text = inputs(seed)
+            shapes = [(2, 8, 8, 8)] * 2 + [(2, 8, 4, 4), (2, 16, 4, 4)]
+            given = {
+                "added_cond_kwargs": {"text_embeds": text[:, 0, :6], "time_ids": text[:, 1, :6] * 100},
+                "down_block_additional_residuals": [torch.full(shape, seed / 9) for shape in shapes],
+                "mid_block_additional_residual": torch.full((2, 16, 4, 4), seed / 7),
+            }
+            assert torch.equal(
+                called(sample, timestep, text, **given)[0], unet(sample, timestep, text, **given)[0]
+            )
+    assert recorders[0].played == 3
+
+
+def test_weights_that_change_in_place(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    for seed in range(3):
+        check(unet, called, seed)
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(1.5)
+            unet.mid_block.resnets[0].conv1.weight.add_(0.1)
+    assert recorders[0].recorded == 1
+
+
+def test_weights_in_another_place(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    for change in (
+        lambda: None,
+        lambda: unet.load_state_dict(
+            {name: value * 2 for name, value in unet.state_dict().items()}, assign=True
+        ),
+        lambda: unet.to(torch.float64).to(torch.float32),
+        lambda: setattr(unet, "conv_out", copy.deepcopy(unet.conv_out)),
+        lambda: setattr(unet.conv_in, "bias", nn.Parameter(torch.ones(8))),
+    ):
+        change()
+        before = recorders[0].recorded if recorders else 0
+        for seed in range(3):
+            check(unet, called, seed)
+        assert recorders[0].recorded == before + 1
+
+
+def test_what_a_recording_would_not_notice(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    check(unet, called, 0)
+    check(unet, called, 1)
+
+    heard: list[Any] = []
+    hook = unet.mid_block.register_forward_hook(lambda *_: heard.append(1))
+    check(unet, called, 2)
+    assert len(heard) == 2
+    hook.remove()
+
+    plain = unet.conv_out.forward
+    unet.conv_out.forward = lambda x: plain(x) * 2
+    check(unet, called, 3)
+    del unet.conv_out.forward
+
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        given = inputs(4)
+        assert torch.equal(called(*given)[0], unet(*given)[0])
+
+    given = inputs(5)
+    assert called(given[0].requires_grad_(), *given[1:])[0].grad_fn is not None
+    assert recorders[0].played == 1
+
+    check(unet, called, 6)  # and what was recorded is still good
+    assert (recorders[0].recorded, recorders[0].played) == (1, 2)
+
+
+def test_the_oldest_kind_is_forgotten(unet: Any, recorders: list[OpRecorder], monkeypatch: Any) -> None:
+    monkeypatch.setattr(graphs, "KINDS", 2)
+    called = graphs.recorded(prepare(unet))
+    for side in (8, 8, 12, 12, 16, 16):
+        check(unet, called, side, side=side)
+    assert recorders[0].recorded == 3
+    check(unet, called, 0, side=16)
+    assert recorders[0].recorded == 3
+    for _ in range(3):  # more kinds in turns than are kept: none is recorded in vain
+        for side in (8, 12, 16):
+            check(unet, called, 1, side=side)
+    assert recorders[0].recorded == 3
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("not while capturing")])
+def test_what_cannot_be_recorded_is_computed(
+    error: Exception, unet: Any, recorders: list[OpRecorder], monkeypatch: Any, caplog: Any
+) -> None:
+    called = graphs.recorded(prepare(unet))
+    check(unet, called, 0)
+    check(unet, called, 1)
+    monkeypatch.setattr(OpRecorder, "error", error)
+    for seed in range(4):
+        check(unet, called, seed, side=12)
+        check(unet, called, seed)
+    assert caplog.text.count(str(error)) == 1
+    assert recorders[0].recorded == 1
+    assert not graphs._recordings[unet].kinds  # their memory is free
+
+
+def test_memory_on_demand(unet: Any, recorders: list[OpRecorder]) -> None:
+    called = graphs.recorded(prepare(unet))
+    for seed in range(3):
+        check(unet, called, seed)
+    held = weakref.ref(graphs._recordings[unet].kinds.copy().popitem()[1].inputs[0])
+    graphs.forget_recordings()
+    gc.collect()
+    assert held() is None
+    for seed in range(3):
+        check(unet, called, seed)
+    assert recorders[0].recorded == 2
+
+
+def test_recordings_go_with_the_model(recorders: list[OpRecorder]) -> None:
+    unet = prepare(new_unet())
+    called = graphs.recorded(unet)
+    check(unet, called, 0)
+    check(unet, called, 0)
+    twin = copy.deepcopy(unet)
+    assert graphs.recorded(twin) is twin  # nobody prepared that one
+    gone = weakref.ref(unet)
+    del unet, called
+    gc.collect()
+    assert gone() is None
+
+
+def test_threads_take_turns(unet: Any, recorders: list[OpRecorder]) -> None:
+    prepare(unet)
+    failures: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            called = graphs.recorded(unet)
+            for seed in range(first, first + 6):
+                check(unet, called, seed)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(10 * number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(recorders) == 1 and recorders[0].recorded == 1
+
+
+def test_only_what_was_prepared(unet: Any, recorders: list[OpRecorder]) -> None:
+    assert graphs.recorded(unet) is unet
+    assert graphs.recorded(prepare(unet)) is not unet
+    assert graphs.recorded(unprepare(unet)) is unet
+    net = prepare(nn.Linear(2, 2))
+    assert graphs.recorded(net) is net
+
+
+def test_not_on_a_cpu(unet: Any) -> None:
+    assert graphs.recorded(prepare(unet)) is unet
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by_pixels"), [(torch.float16, True), (torch.bfloat16, True), (torch.float32, False)]
+)
+def test_layers_on_a_gpu(dtype: torch.dtype, by_pixels: bool, unet: Any, recorders: list[OpRecorder]) -> None:
+    values = {name: value.clone() for name, value in unet.to(dtype).state_dict().items()}
+    prepare(unet)
+    assert not is_prepared(unet)
+    weight = unet.mid_block.resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == by_pixels
+    assert all(torch.equal(value, values[name]) for name, value in unet.state_dict().items())
+
+
+# Whole pipelines.
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    pipeline = retouch.AutoPipelineForInpainting.from_pretrained(folder, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def painted(pipeline: Any, **options: Any) -> Tensor:
+    place = {"generator": torch.Generator().manual_seed(1), "output_type": "pt", "num_inference_steps": 4}
+    found = pipeline("a cat", image=photo(), mask_image=mask(), **(place | options)).images
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.fixture(params=["tiny_sd_inpaint", "tiny_sdxl", "tiny_kandinsky_whole"])
+def family(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_pictures_are_the_same(family: Path, recorders: list[OpRecorder]) -> None:
+    wanted = painted(loaded(family, optimize=False))
+    assert not recorders
+    pipeline = loaded(family)
+    assert torch.equal(painted(pipeline), wanted)
+    played = recorders[0].played
+    assert played >= 2
+    assert torch.equal(painted(pipeline), wanted)  # the next run goes on with them
+    assert (recorders[0].recorded, recorders[0].played) == (1, 2 * played + 1)
+    pipeline.optimize(False)
+    assert torch.equal(painted(pipeline), wanted)
+    assert recorders[0].played == 2 * played + 1
+
+
+def test_switches_of_a_call(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None:
+    plain, pipeline = loaded(tiny_sd_inpaint, optimize=False), loaded(tiny_sd_inpaint)
+    options = {"num_inference_steps": 8, "reuse_deep_features": 2, "guidance_interval": (0.4, 1.0)}
+    assert torch.equal(painted(pipeline, **options), painted(plain, **options))
+    assert recorders[0].recorded == 4  # whole and in part, with guidance and without
+    assert recorders[0].played > 3
+
+
+def test_lora(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None:
+    pipeline, plain = loaded(tiny_sd_inpaint), loaded(tiny_sd_inpaint, optimize=False)
+    before = painted(pipeline)
+    file = peft(sides(plain, unet=""))
+    for each in (pipeline, plain):
+        each.load_lora_weights(dict(file))
+    played = recorders[0].played
+    for scale in (1.0, 0.3):
+        assert torch.equal(
+            painted(pipeline, cross_attention_kwargs={"scale": scale}),
+            painted(plain, cross_attention_kwargs={"scale": scale}),
+        )
+    assert recorders[0].played == played
+    pipeline.unload_lora_weights()
+    assert torch.equal(painted(pipeline), before)
+
+
+def test_ip_adapters(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None:
+    pipeline, plain = loaded(tiny_sd_inpaint), loaded(tiny_sd_inpaint, optimize=False)
+    file = ip_adapter(plain.unet, "plain", 0)
+    for each in (pipeline, plain):
+        each.image_encoder = tiny_image_encoder()
+        each.load_ip_adapter(copy.deepcopy(file), None, "")
+    for scale in (1.0, 0.2):
+        for each in (pipeline, plain):
+            each.set_ip_adapter_scale(scale)
+        assert torch.equal(
+            painted(pipeline, ip_adapter_image=photo()), painted(plain, ip_adapter_image=photo())
+        )
+    assert not recorders[0].recorded
+
+
+def test_models_that_come_and_go(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None:
+    """Their weights are elsewhere each time, and what a recording holds would stay behind."""
+    pipeline = loaded(tiny_sd_inpaint)
+    wanted = painted(pipeline)
+    played = recorders[0].played
+    pipeline.placement = ModelOffload(pipeline, torch.device("cpu"))
+    assert torch.equal(painted(pipeline), wanted) and recorders[0].played == played
+
+
+def test_moving_prepares_for_the_place(
+    tiny_sd_inpaint: Path, recorders: list[OpRecorder], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(preparation, "GPUS", ["cuda"])
+    pipeline = loaded(tiny_sd_inpaint)
+    was_prepared = is_prepared(pipeline.unet)
+    monkeypatch.setattr(preparation, "GPUS", ["cuda", "cpu"])
+    pipeline.to("cpu", torch.bfloat16)
+    weight = pipeline.unet.mid_block.resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not is_prepared(pipeline.unet)
+    monkeypatch.setattr(preparation, "GPUS", ["cuda"])
+    assert is_prepared(pipeline.to("cpu").unet) == was_prepared
+    assert not is_prepared(loaded(tiny_sd_inpaint, optimize=False).to("cpu").unet)
+
+
+def test_saved_in_the_usual_order(tiny_sd_inpaint: Path, recorders: list[OpRecorder], tmp_path: Path) -> None:
+    pipeline = loaded(tiny_sd_inpaint, dtype=torch.bfloat16)
+    pipeline.save_pretrained(tmp_path)
+    assert torch.equal(painted(loaded(tmp_path, dtype=torch.bfloat16)), painted(pipeline))
+
+
+# On a GPU.
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_cuda_plays_what_it_computes(dtype: torch.dtype) -> None:
+    unet = prepare(new_unet().to("cuda", dtype))
+    called = graphs.recorded(unet)
+
+    def given(seed: int, **options: Any) -> list[Tensor]:
+        sample, timestep, text = inputs(seed, **options)
+        return [sample.to("cuda", dtype), timestep.to("cuda"), text.to("cuda", dtype)]
+
+    with torch.no_grad():
+        for side in (8, 16, 8):
+            for seed in range(4):
+                found, wanted = called(*given(seed, side=side))[0], unet(*given(seed, side=side))[0]
+                torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        unet.conv_out.weight.mul_(2)
+        torch.testing.assert_close(called(*given(7))[0], unet(*given(7))[0], rtol=1e-3, atol=1e-3)
+    kinds = graphs._recordings[unet].kinds
+    assert len(kinds) == 2 and all(kinds.values()) and not graphs._recordings[unet].is_futile
+
+
+@needs_gpu
+def test_cuda_in_threads_and_after_forgetting() -> None:
+    unet = prepare(new_unet().to("cuda"))
+    failures: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                for seed in range(first, first + 5):
+                    given = [part.to("cuda") for part in inputs(seed)]
+                    found = graphs.recorded(unet)(*given)[0]
+                    torch.testing.assert_close(found, unet(*given)[0], rtol=1e-3, atol=1e-3)
+        except BaseException as error:
+            failures.append(error)
+
+    for _ in range(2):
+        threads = [threading.Thread(target=work, args=(10 * number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        graphs.forget_recordings()
+
+
+@needs_gpu
+def test_cuda_paints_the_same(family: Path) -> None:
+    options = {"dtype": torch.float16}
+    wanted = painted(loaded(family, optimize=False, **options).to("cuda"))
+    pipeline = loaded(family, **options).to("cuda")
+    weight = next(value for value in pipeline.unet.parameters() if value.ndim == 4 and min(value.shape) > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        assert (painted(pipeline) - wanted).abs().max() < 0.05
+    assert not graphs._recordings[pipeline.unet].is_futile
