@@ -20,7 +20,7 @@ from training.state import default_state
 VAE_STEPS = 9_000
 SAMPLES = 49_152
 REGULAR_STEPS = 4_000
-INPAINTING_STEPS = 10_500
+INPAINTING_STEPS = 9_600
 
 
 def stages(
