@@ -11,6 +11,7 @@ import threading
 import weakref
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -302,6 +303,34 @@ def test_layers_on_a_gpu(dtype: torch.dtype, by_pixels: bool, unet: Any, recorde
     weight = unet.mid_block.resnets[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == by_pixels
     assert all(torch.equal(value, values[name]) for name, value in unet.state_dict().items())
+
+
+@pytest.mark.parametrize("free", [3, 2])
+def test_what_is_asked_of_cuda(free: int, monkeypatch: Any) -> None:
+    """One pool and one stream for all, other threads left alone, and each turn after the one before."""
+    cuda = MagicMock()
+    cuda.mem_get_info.return_value = (free * 10**9, 10 * 10**9)
+    for name in ("device", "Stream", "Event", "graph_pool_handle", "current_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", cuda.mem_get_info)
+    recorder, calls = graphs.CudaRecorder(torch.device("cuda", 1)), []
+    if free < 3:
+        with pytest.raises(torch.OutOfMemoryError, match=r"leaves 2\.0 GB"), recorder.turn():
+            recorder.record(lambda: calls.append(1))
+        return
+    for _ in range(2):
+        with recorder.turn():
+            play, _ = recorder.record(lambda: calls.append(1))
+            play()
+    assert len(calls) == 4  # each once before it is recorded
+    assert cuda.CUDAGraph().replay.call_count == 2
+    alike = {"pool": cuda.graph_pool_handle(), "stream": cuda.Stream(), "capture_error_mode": "thread_local"}
+    assert [each.kwargs for each in cuda.graph.call_args_list] == [alike] * 2
+    stream, event = cuda.current_stream(), cuda.Event()
+    assert stream.wait_event.call_args_list == [call(event)] * 2
+    assert event.record.call_args_list == [call(stream)] * 2
+    cuda.device.assert_called_with(torch.device("cuda", 1))
 
 
 # Whole pipelines.
