@@ -195,7 +195,12 @@ def test_a_pipeline_gives_the_same_picture(pipeline: Any, strategy: Any) -> None
     # transformers leaves some of its own in a text encoder that was asked for other layers.
     before = [hooks_in(part) for part in pipeline._modules().values()]
     pipeline.placement = strategy(pipeline, CPU)
-    assert torch.equal(picture_of(pipeline), expected)
+    # Layers that are listened to compute one by one, not as a part of another: rounding differs.
+    assert torch.allclose(picture_of(pipeline), expected, atol=1e-5)
+    pipeline.optimize(False)
+    plainly = picture_of(pipeline)
+    pipeline.placement = Resident(pipeline, CPU)
+    assert torch.equal(picture_of(pipeline), plainly)
     assert [hooks_in(part) for part in pipeline._modules().values()] == before
 
 
