@@ -15,7 +15,7 @@ from retouch.utils import load_image, make_image_grid
 
 HERE = Path(__file__).parent
 PHOTO, MASK = HERE / "lake.jpg", HERE / "lake-mask.png"
-PROMPT, SEED = "a sailboat", 0
+PROMPT, SEED = "a sailboat", 1
 
 EXPLANATION = """
 Done in {seconds:.0f} s. Look at these:
