@@ -24,7 +24,7 @@ def test_all_nets_of_a_pipeline_are_fetched(
     assert type(found) is retouch.StableDiffusionControlNetInpaintPipeline
     assert len(getattr(found.controlnet, "nets", [0])) == nets
     control = drawing() if nets == 1 else [drawing(seed) for seed in range(nets)]
-    Pair(found, made, "inpaint").compare(**control_inputs("inpaint", control), tolerance=0)
+    Pair(found, made, "inpaint").compare(**control_inputs("inpaint", control))
 
 
 def test_nets_stay_where_they_are_if_another_is_given(

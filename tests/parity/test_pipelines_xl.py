@@ -109,7 +109,11 @@ def test_aesthetic_scores(made: Any, task: str) -> None:
     "scheduler", ["EulerAncestralDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"]
 )
 def test_strength(made: Any, checkpoint: str, strength: float, scheduler: str) -> None:
-    made(checkpoint, "inpaint").scheduled(scheduler).compare(**task_inputs("inpaint"), strength=strength)
+    made(checkpoint, "inpaint").scheduled(scheduler).compare(
+        **task_inputs("inpaint"),
+        strength=strength,
+        tolerance=3e-5,  # DDIM's first steps divide by a small number
+    )
 
 
 @pytest.mark.parametrize("checkpoint", [BASE, INPAINT])

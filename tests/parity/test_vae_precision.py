@@ -29,6 +29,8 @@ CALLS: dict[str, dict[str, Any]] = {
 def in_half(library: Any, folder: Path, task: str, dtype: torch.dtype, force_upcast: bool) -> Any:
     """A pipeline of its own, converted part by part: `to` keeps away from float16 on a processor."""
     made = load(library, XL_NAMES[task], folder)
+    if library is retouch:
+        made.optimize(False)  # equal to the bit is what is asked of plain layers
     parts = {
         name: copy.deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part
         for name, part in made.components.items()

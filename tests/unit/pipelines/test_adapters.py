@@ -154,7 +154,8 @@ def test_saving_says_what_is_left_out(plain: Any, tmp_path: Path) -> None:
     plain.fuse_lora()
     plain.save_pretrained(tmp_path / "fused")
     fused = retouch.StableDiffusionPipeline.from_pretrained(tmp_path / "fused")
-    assert torch.equal(start(fused, None).result().images, start(plain, None).result().images)
+    pictures = [start(each, None).result().images for each in (fused, plain)]
+    assert torch.allclose(*pictures, rtol=0, atol=1e-5)  # the layers under an adapter round otherwise
     plain.unfuse_lora()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.unet.state_dict().items())
 

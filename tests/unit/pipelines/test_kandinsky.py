@@ -280,7 +280,8 @@ class TestOffload:
     def test_the_same_picture(self, whole: Any, strategy: Any) -> None:
         expected = made(whole, **prompts("inpaint"))
         whole.placement = strategy(whole, CPU)
-        assert torch.equal(made(whole, **prompts("inpaint")), expected)
+        again = made(whole, **prompts("inpaint"))
+        assert torch.allclose(again, expected, rtol=0, atol=1e-5)  # layers with hooks round otherwise
         for part in whole._modules().values():
             assert not any(layer._forward_pre_hooks for layer in part.modules())
 
