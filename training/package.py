@@ -32,10 +32,10 @@ CARD = Path(__file__).with_name("card.md")
 PROFILE: dict[str, Any] = {
     "defaults": {
         # In training a hole has about 70 % of the side of a square picture. Of steps and guidance
-        # benchmarks/builtin_quality.py tried several: more guidance makes colours glaring, more steps nothing.
+        # builtin_quality.py tried several: more guidance makes colours glaring, more steps change nothing.
         "all": {"steps": 12, "guidance_scale": 1.5, "context": "21%", "one_pass": True},
-        # An empty prompt is its word for "what was behind": there is nothing to guide away from. What a
-        # classical method fills in, and then a part of it painted over, came nearest to the truth.
+        # An empty prompt is its word for "what was behind": there is nothing to guide away from.
+        # What a classical method fills in, then partly painted over, came nearest to the truth.
         "erase": {
             "negative_prompt": None,
             "guidance_scale": 1.0,
