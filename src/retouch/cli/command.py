@@ -157,7 +157,8 @@ _OPTIONS = {
 _SAME = (
     *("steps", "strength", "seed", "variations", "scheduler", "context", "size", "feather", "join", "fill"),
     *("mask_mode", "invert", "grow", "fit_mask", "one_pass", "model", "variant", "device", "dtype", "left"),
-    *("right", "top", "bottom", "aspect", "color", "tolerance", "speed"),
+    *("right", "top", "bottom", "aspect", "color", "tolerance"),
+    *("speed", "guidance_interval", "reuse_deep_features", "int8"),
 )
 _KEYWORD = re.compile(
     rf"\b({'|'.join([*(name for name in _OPTIONS if '=' not in name), *_SAME])})="
