@@ -106,7 +106,7 @@ def test_progress_and_ctrl_c_in_a_terminal(tmp_path: Path, tiny_sd_inpaint: Path
     write_photo(tmp_path / "photo.png")
     write_mask(tmp_path / "mask.png")
     words = ("inpaint", "photo.png", "mask.png", "-m", tiny_sd_inpaint, "-o", "out.png", "--gif", "out.gif")
-    command = [sys.executable, "-m", "retouch.cli", *map(str, words), "--size", "512", "--steps", "900"]
+    command = [sys.executable, "-m", "retouch.cli", *map(str, words), "--size", "256", "--steps", "900"]
     shown, code = in_terminal(command, tmp_path, until=(b"\x1b_Ga=T", b"/900"))
     assert code == 130
     assert b"painting" in shown and b"left" in shown and shown.rstrip().endswith(b"not left behind")

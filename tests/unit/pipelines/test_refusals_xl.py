@@ -113,6 +113,6 @@ def test_without_text_encoders(call: Any, tiny_sdxl: Path) -> None:
     options = {"num_inference_steps": 2, "output_type": "pt"}
     result = light(**embeddings, **options, generator=generators(1)).images
     expected = whole("a cat", negative_prompt="a bench", **options, generator=generators(1)).images
-    assert torch.equal(result, expected)
+    assert torch.allclose(result, expected, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match=r"without text_encoder_2\. Give prompt_embeds"):
         light("a cat", **options)
