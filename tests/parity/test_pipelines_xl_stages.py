@@ -58,7 +58,7 @@ def compare_stages(base: Pair, refiner: Pair, share: float) -> None:
         results.append((handed.as_subclass(torch.Tensor), as_tensor(done), generator.get_state()))
     (handed, done, state), (their_handed, their_done, their_state) = results
     assert_close(handed, their_handed, 5e-5 * float(their_handed.abs().max()))
-    assert_close(done, their_done, 1e-4)  # the second stage enlarges what the first rounded
+    assert_close(done, their_done, 1e-4)  # 4.6e-5 seen with DDIM, in prepared layers
     assert torch.equal(state, their_state)
 
 
