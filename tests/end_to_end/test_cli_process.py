@@ -123,7 +123,13 @@ def in_terminal(command: list[str], folder: Path, until: tuple[bytes, ...]) -> t
     environment = {**os.environ, "TERM": "xterm-kitty", "COLUMNS": "100", "LINES": "40"}
     for name in ("TMUX", "STY"):
         environment.pop(name, None)
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, cwd=folder, env=environment)
+
+    def heed_interrupts() -> None:  # shells start what runs in the background with these ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, cwd=folder, env=environment, preexec_fn=heed_interrupts
+    )
     os.close(its)
     shown, interrupted, deadline = b"", False, time.monotonic() + 120
     try:
