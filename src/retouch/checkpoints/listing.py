@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retouch.errors import CheckpointError
+
 INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 
@@ -69,3 +71,19 @@ def implied(small: Iterable[str]) -> set[str]:
         return set()
     words = {"tokenizer.json"} if "tokenizer.json" in present else {"vocab.json", "merges.txt"}
     return {"tokenizer_config.json"} | words
+
+
+def absent(folder: Path, names: Iterable[str]) -> list[str]:
+    """Which of the files are not there."""
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def require_all(checkpoint: str, folder: Path, names: Sequence[str]) -> Path:
+    """The folder, which must hold all these files of the checkpoint."""
+    lacking = absent(folder, names)
+    if lacking:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(lacking)} of the {len(names)} files that it needs, first "
+            f"{lacking[0]}. A whole checkpoint is expected. Save or download it again."
+        )
+    return folder
