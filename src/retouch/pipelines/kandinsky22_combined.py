@@ -12,12 +12,12 @@ from torch import Tensor
 
 from retouch.checkpoints.locate import Checkpoint
 from retouch.errors import CheckpointError, InputError
-from retouch.pipelines.bundle import PartNames
 from retouch.pipelines.kandinsky22 import Kandinsky22
 from retouch.pipelines.kandinsky22_prior import PREFIX, KandinskyV22PriorPipeline
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.placement import Prefixed
 from retouch.pipelines.request import Request, argument
+from retouch.pipelines.stored import PartNames
 
 
 @dataclass(frozen=True)

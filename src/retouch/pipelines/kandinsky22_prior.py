@@ -13,10 +13,10 @@ from torch import Tensor
 from retouch.checkpoints.locate import Checkpoint
 from retouch.errors import InputError
 from retouch.images.modes import plain_rgb
-from retouch.pipelines.bundle import PartNames
 from retouch.pipelines.pipeline import BasePipeline
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Output, Run
+from retouch.pipelines.stored import PartNames
 from retouch.pipelines.text import tokenize_with_mask
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.region import Region

@@ -1,7 +1,8 @@
 """How a pipeline is called, and the questions that a family of models answers.
 
 A family (stable_diffusion.py) derives from `Pipeline` and answers what is particular to its models;
-its parts are in bundle.py. The course of a call is in run.py, the loop in sampling/denoise.py.
+its parts are in bundle.py, loading and saving them in stored.py. The course of a call is in run.py, the loop
+in sampling/denoise.py.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
 from retouch.models import int8
 from retouch.models.unet import UNet2DConditionModel
-from retouch.pipelines.bundle import Bundle
 from retouch.pipelines.components import plain
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pictures import Pictures, prepare
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
+from retouch.pipelines.stored import StoredBundle
 from retouch.sampling.conditioning import Conditioning
 from retouch.sampling.control import Control
 from retouch.sampling.guidance import Guidance
@@ -33,7 +34,7 @@ from retouch.sampling.start import shorten
 from retouch.schedulers.plan import Plan
 
 
-class BasePipeline(Bundle, ABC):
+class BasePipeline(StoredBundle, ABC):
     """Parts that belong together, and the calls that use them. Nothing of a call stays on it.
 
     The abstract members are what a family of models answers; the rest of a call is common to all.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.models.lora import scaled
-from retouch.pipelines.bundle import PartNames
 from retouch.pipelines.latent_diffusion import LatentDiffusion
 from retouch.pipelines.prompt_weights import levelled, weighted_states
 from retouch.pipelines.run import Run
+from retouch.pipelines.stored import PartNames
 from retouch.pipelines.text import encode, matched, tokenize
 from retouch.sampling.conditioning import Conditioning
 
