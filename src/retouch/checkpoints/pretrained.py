@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from retouch.checkpoints.config import Config, read_config
 from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.needless import is_needless
 from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import OURS, PART_OF
 from retouch.checkpoints.single_file import SingleFile, names_single_file
@@ -31,6 +32,9 @@ CONFIG_NAME = "config.json"
 
 # The release whose file layout we write; its readers look for the key.
 _DIFFUSERS_VERSION = "0.42.0"
+
+# Where files come from, apart from which ones.
+_LOCATION = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 class Pretrained:
@@ -60,12 +64,15 @@ class Pretrained:
         local_files_only: bool = False,
         use_safetensors: bool | None = None,
         force_download: bool = False,
+        **others: Any,
     ) -> Self:
         """The model in a local folder or a hub repository, or in one file, in evaluation mode.
 
         `torch_dtype` is the older name of `dtype`. Without either the weights become float32,
-        whatever the file holds.
+        whatever the file holds. Other options of the reference are accepted where they ask for nothing
+        here, such as `low_cpu_mem_usage`.
         """
+        cls._heeded(others)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise InputError(
                 f"dtype={dtype} and torch_dtype={torch_dtype} contradict each other. They are two names of "
@@ -73,33 +80,22 @@ class Pretrained:
             )
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
+        location: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+            "use_safetensors": use_safetensors,
+        }
         if names_single_file(name):
             if subfolder or variant:
                 raise InputError(
                     f"{name} is one file, and subfolder={subfolder!r} and variant={variant!r} choose among "
                     f"the files of a folder. Leave them out."
                 )
-            return cls.from_single_file(
-                name,
-                dtype=wanted,
-                device=target,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-                use_safetensors=use_safetensors,
-                force_download=force_download,
-            )
-        checkpoint = Checkpoint.open(
-            name,
-            revision=revision,
-            variant=variant,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            use_safetensors=use_safetensors,
-            force_download=force_download,
-        )
+            return cls.from_single_file(name, dtype=wanted, device=target, **location)
+        checkpoint = Checkpoint.open(name, variant=variant, **location)
         home = checkpoint.home_of(subfolder) if subfolder else None
         folder = checkpoint.fetch([home])
         if home:
@@ -107,6 +103,19 @@ class Pretrained:
         return cls._from_folder(
             folder, variant=variant, dtype=wanted, device=target, use_safetensors=use_safetensors
         )
+
+    @classmethod
+    def _heeded(cls, options: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
+        """The known ones among the options; others must ask for nothing."""
+        heeded = {key: value for key, value in options.items() if key in known}
+        asked = [key for key, value in options.items() if key not in known and not is_needless(key, value)]
+        if asked:
+            advice = " A device is chosen by device=." if "device_map" in asked else ""
+            raise InputError(
+                f"{cls.__name__} cannot be loaded with {', '.join(asked)}. The options of the help text are "
+                f"accepted. Leave it out.{advice}"
+            )
+        return heeded
 
     @classmethod
     def _from_folder(
@@ -154,13 +163,15 @@ class Pretrained:
         device: torch.device | str | None = None,
         use_safetensors: bool | None = None,
         revision: str | None = None,
-        **location: Any,
+        **others: Any,
     ) -> Self:
         """The model in one file: alone, or as a part of an original checkpoint.
 
         Its settings are told from the tensors. Where those do not tell, `config` names the kind ("sd15",
-        "sdxl", ...), or a folder or repository in whose `subfolder` a config.json is.
+        "sdxl", ...), or a folder or repository in whose `subfolder` a config.json is. Others: `cache_dir`,
+        `token`, `local_files_only`, `force_download`, and those that `from_pretrained` accepts.
         """
+        location = cls._heeded(others, _LOCATION)
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
         file = SingleFile.open(name, use_safetensors=use_safetensors, revision=revision, **location)

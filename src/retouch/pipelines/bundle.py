@@ -6,13 +6,14 @@ Loading and saving them is in stored.py; what a pipeline does with its parts in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from retouch.checkpoints.needless import is_needless
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.models.prepared.prepare import is_chosen, prepare, unprepare
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retouch")
 
 _LAYOUT_VERSION = "0.42.0"  # the reference's release whose folder layout we write; its readers look for it
-
-
-# Loading options of the reference that ask for nothing here with these values: old code runs, and what would
-# have to be heeded is refused. Loading takes no more memory than the weights need anyway.
-_NEEDLESS: Mapping[str, Collection[Any]] = {
-    "low_cpu_mem_usage": (None, True, False),
-    "resume_download": (None, True, False),
-    "add_watermarker": (None, False),
-    **dict.fromkeys(
-        ("device_map", "max_memory", "custom_pipeline", "quantization_config", "proxies"), (None,)
-    ),
-}
 
 
 class PipelineConfig(dict[str, Any]):
@@ -149,9 +138,7 @@ class Bundle:
         """The parts that the caller gives or leaves out."""
         known = (*cls.component_names, *cls.switches)
         given = {
-            name: part
-            for name, part in components.items()
-            if name in known or part not in _NEEDLESS.get(name, ())
+            name: part for name, part in components.items() if name in known or not is_needless(name, part)
         }
         unknown = [name for name in given if name not in known]
         if unknown:

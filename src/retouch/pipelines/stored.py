@@ -58,37 +58,24 @@ class StoredBundle(Bundle):
         not compute it well becomes bfloat16 or float32, with a warning. `optimize=False` leaves out
         what `optimize()` does.
         """
+        location: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+            "use_safetensors": use_safetensors,
+        }
+        wanted = dtype if dtype is not None else torch_dtype
         if names_single_file(name):
             if variant is not None:
                 raise InputError(
                     f"{name} is one file, and variant={variant!r} chooses among the files of a folder. Leave "
                     f"it out."
                 )
-            return cls.from_single_file(
-                name,
-                dtype=dtype if dtype is not None else torch_dtype,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                use_safetensors=use_safetensors,
-                optimize=optimize,
-                **components,
-            )
-        checkpoint = Checkpoint.open(
-            name,
-            revision=revision,
-            variant=variant,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            use_safetensors=use_safetensors,
-        )
-        pipeline = cls._from_checkpoint(
-            checkpoint, dtype if dtype is not None else torch_dtype, use_safetensors is False, components
-        )
+            return cls.from_single_file(name, dtype=wanted, optimize=optimize, **location, **components)
+        checkpoint = Checkpoint.open(name, variant=variant, **location)
+        pipeline = cls._from_checkpoint(checkpoint, wanted, use_safetensors is False, components)
         return pipeline.optimize(optimize)
 
     @classmethod

@@ -115,6 +115,34 @@ def test_two_names_of_the_dtype_may_not_contradict(model: Tiny, tmp_path: Path) 
         Tiny.from_pretrained(tmp_path, dtype=torch.bfloat16, torch_dtype=torch.float32)
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_options_of_the_reference_that_ask_for_nothing_here(
+    model: Tiny, tmp_path: Path, is_asked: bool
+) -> None:
+    model.save_pretrained(tmp_path)
+    switches = dict.fromkeys(("low_cpu_mem_usage", "offload_state_dict", "resume_download"), is_asked)
+    off = {"ignore_mismatched_sizes": False, "output_loading_info": False, "disable_mmap": False}
+    unset = dict.fromkeys(("device_map", "max_memory", "offload_folder", "quantization_config", "proxies"))
+    assert _same(model, Tiny.from_pretrained(tmp_path, **switches, **off, **unset))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device_map": "auto"}, r"^Tiny cannot be loaded with device_map\..*help text.*device="),
+        ({"output_loading_info": True, "low_cpu_mem_usage": True}, "with output_loading_info"),
+        ({"ignore_mismatched_sizes": True, "wdith": 4}, "with ignore_mismatched_sizes, wdith"),
+        ({"low_cpu_mem_usage": "some"}, "with low_cpu_mem_usage"),
+    ],
+)
+def test_other_options_are_refused_before_anything_is_read(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    for load in (Tiny.from_pretrained, Tiny.from_single_file):
+        with pytest.raises(InputError, match=said):
+            load(tmp_path / "not-there", **options)
+
+
 def test_a_variant_that_is_not_there(model: Tiny, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"no variant='fp16'.*there: none"):

@@ -128,7 +128,8 @@ def test_a_unet_of_diffusers_is_no_checkpoint_but_a_unet(tiny_sd: Path) -> None:
         CheckpointError, match=r"has no text_encoder, unet, vae: .*It is a UNet alone.*Pass text_encoder="
     ):
         AutoPipelineForInpainting.from_single_file(path, config=tiny_sd)
-    unet = UNet2DConditionModel.from_single_file(path, config=tiny_sd, subfolder="unet")
+    options: dict[str, Any] = {"config": tiny_sd, "local_files_only": True, "low_cpu_mem_usage": False}
+    unet = UNet2DConditionModel.from_single_file(path, subfolder="unet", **options)
     assert torch.equal(unet.conv_in.weight, load_file(path)["conv_in.weight"])
 
 
