@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ class Listener:
     def __init__(self, run: Run, predict: Predictor, region: Region | None) -> None:
         self.run, self.predict, self.region = run, predict, region
         self.callback = run.request.callback_on_step_end
+        self._ignored: set[str] = set()  # what the caller was told of
 
     def hear(self, index: int, progress: Progress) -> None:
         """Tell the callback of a step."""
@@ -31,10 +33,22 @@ class Listener:
             return
         tensors = {name: self._show(name, progress) for name in self.run.request.listened}
         answer = self.callback(self.run, index, progress.step.timestep, dict(tensors)) or {}
+        self._tell_of_unknown(answer)
         for name, value in answer.items():
             # These rows are a part of another tensor, whose replacement they must not undo.
             if name not in self.run.listenable_negatives or value is not tensors.get(name):
                 self._replace(name, value, progress)
+
+    def _tell_of_unknown(self, names: Iterable[str]) -> None:
+        known = self.run.tensor_names
+        new = [name for name in names if name not in known and name not in self._ignored]
+        if new:
+            self._ignored.update(new)
+            warnings.warn(
+                f"The callback returned {', '.join(map(str, new))}, which has no effect. What it may "
+                f"replace is {', '.join(known)}. Return one of these, or leave it out.",
+                stacklevel=2,
+            )
 
     def _show(self, name: str, progress: Progress) -> Any:
         predict, run = self.predict, self.run
