@@ -7,19 +7,21 @@ their own; a convolution of a band sees one row more on either side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retouch.models import layers
-from retouch.models.prepared import onednn
-from retouch.models.prepared.layers import CONVOLUTION, Conv2d, is_free
+from retouch.models.layers import ResnetBlock2D as PlainResnetBlock2D
+from retouch.models.prepared import layers, onednn
+from retouch.models.prepared.layers import CONVOLUTION, Conv2d, is_free, write_phases
 from retouch.models.prepared.weights import is_inference
 
 LARGE = 2**24  # values in a map; a UNet's are smaller
 BAND = 2**21  # values in a band
+# Values of a map whose mean, summed in float32, has the digits that this dtype can show.
+SUMMED = {torch.float32: 2**18, torch.bfloat16: 2**21}
 
 
 def is_large(x: Tensor) -> bool:
@@ -34,34 +36,45 @@ def bands(x: Tensor) -> Iterator[tuple[int, int]]:
         yield top, min(top + rows, x.shape[2])
 
 
-def factors(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """By what a group norm multiplies the values of each channel, and what it adds: (batch, channels, 1, 1).
+class Statistics(NamedTuple):
+    """What a group norm takes off each channel of a picture, and the square of what it divides it by."""
 
-    torch's own norm of this order of memory sums squares in float32, which of so many values loses digits.
-    Here the values are shifted to about zero first, and the bands' sums are added in float64.
+    mean: Tensor
+    variance: Tensor
+
+
+def statistics(x: Tensor, norm: nn.GroupNorm) -> list[Statistics]:
+    """Those of each picture of a batch, in float32.
+
+    torch's own norm of this order of memory sums squares of everything, which loses digits. Here a batch norm
+    tells mean and variance of a few rows at a time, and those are put together in float64.
     """
-    batch, channels, height, width = x.shape
-    about = x[:, :, height // 2].float().mean(-1)[:, :, None, None]
-    total = torch.zeros(2, batch, channels, dtype=torch.float64)
-    for top, end in bands(x):
-        away = x[:, :, top:end] - about  # in float32
-        total[0] += away.sum((2, 3))
-        total[1] += away.square_().sum((2, 3))
-    count = height * width
-    mean = total[0] / count
-    variance = total[1] / count - mean.square()
-    mean += about.flatten(1)
+    return [_statistics(picture, norm.num_groups) for picture in x.split(1)]
 
-    def by_group(values: Tensor) -> Tensor:
-        return values.unflatten(1, (norm.num_groups, -1))
 
-    group_mean = by_group(mean).mean(2, keepdim=True)
-    spread = by_group(variance) + (by_group(mean) - group_mean).square()
-    scale = (spread.mean(2, keepdim=True) + norm.eps).rsqrt().expand_as(by_group(mean)).flatten(1)
-    shift = -group_mean.expand_as(by_group(mean)).flatten(1) * scale
-    if norm.affine:
-        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-    return scale.float()[:, :, None, None], shift.float()[:, :, None, None]
+def _statistics(picture: Tensor, groups: int) -> Statistics:
+    _, channels, height, _ = picture.shape
+    rows = max(1, SUMMED[picture.dtype] // (picture.numel() // height))
+    # Given so that what it tells is float32; without momentum it leaves them alone.
+    before = torch.zeros(channels), torch.ones(channels)
+    parts = [torch.batch_norm_update_stats(part, *before, 0.0) for part in picture.split(rows, 2)]
+    counts = torch.tensor([part.shape[2] for part in picture.split(rows, 2)], dtype=torch.float64)
+    shares = (counts / height / (channels // groups))[:, None, None]
+    means, variances = (
+        torch.stack(values).double().unflatten(1, (groups, -1)) for values in zip(*parts, strict=True)
+    )
+    mean = (shares * means).sum((0, 2), keepdim=True)
+    variance = (shares * (variances + (means - mean).square())).sum((0, 2))
+    each = channels // groups
+    return Statistics(
+        mean.flatten().repeat_interleave(each).float(), variance.repeat_interleave(each).float()
+    )
+
+
+def normed(picture: Tensor, found: Statistics, norm: nn.GroupNorm) -> Tensor:
+    """Rows of a picture, normed by what was found of all of it: then that is a batch norm."""
+    weight, bias = (None if given is None else given.float() for given in (norm.weight, norm.bias))
+    return F.batch_norm(picture, *found, weight, bias, eps=norm.eps)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -71,14 +84,12 @@ class GroupNorm(nn.GroupNorm):
         if not is_large(x):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        scale, shift = factors(x, self)
-        y = torch.empty_like(x)
-        for top, end in bands(x):
-            y[:, :, top:end] = torch.addcmul(shift, x[:, :, top:end], scale)
-        return y
+        found = statistics(x, self)
+        parts = [normed(picture, each, self) for picture, each in zip(x.split(1), found, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class ResnetBlock2D(layers.ResnetBlock2D):
+class ResnetBlock2D(PlainResnetBlock2D):
     """A residual block that holds, of a large map, its input and one map more."""
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: Any = None) -> Tensor:
@@ -117,20 +128,48 @@ def _normed_convolution(
     if packed is None:  # somebody holds the weight
         y = conv(F.silu(norm(x)))
         return y if plus is None else y + plus(0, y.shape[2])
-    scale, shift = factors(x, norm)
+    found = statistics(x, norm)
     batch, channels, height, width = x.shape
-    zeros = x.new_zeros(batch, width, 1, channels).permute(0, 3, 2, 1)  # channels-last
     y = x if in_place else _empty_like(x, conv.out_channels)
-    active, read = zeros, 0  # two rows of the band before, which this one needs too
+    above = x.new_zeros(batch, width, 1, channels).permute(0, 3, 2, 1)
+    read = 0  # rows that went in so far; the last two of them are needed again
     for top, end in bands(x):
         ahead = min(end + 1, height)
-        fresh = F.silu(torch.addcmul(shift, x[:, :, read:ahead], scale), inplace=True).to(x.dtype)
-        parts = [active, fresh] if end < height else [active, fresh, zeros]
-        seen = torch.cat(parts, dim=2).contiguous(memory_format=torch.channels_last)
+        seen = _rows(x, above.shape[2] + (ahead - read) + (end == height))
+        seen[:, :, : above.shape[2]] = above
+        active = seen[:, :, above.shape[2] : above.shape[2] + ahead - read]
+        for picture, place, each in zip(x[:, :, read:ahead].split(1), active.split(1), found, strict=True):
+            torch.ops.aten.silu.out(normed(picture, each, norm), out=place)
+        if end == height:
+            seen[:, :, -1:] = 0
         result = onednn.convolution(seen, packed, conv.bias, [0, 1], [1, 1], [1, 1])
         y[:, :, top:end] = result if plus is None else result.add_(plus(top, end))
-        active, read = seen[:, :, -2:], ahead
+        above, read = seen[:, :, -2:], ahead
     return y
+
+
+def _rows(x: Tensor, rows: int) -> Tensor:
+    """Room for so many rows of a map, in channels-last order."""
+    batch, channels, _, width = x.shape
+    return x.new_empty(batch, rows, width, channels).permute(0, 3, 1, 2)
+
+
+class Upsample2D(layers.Upsample2D):
+    """Twice the size and a convolution, of a large map by bands of rows."""
+
+    def fill(self, y: Tensor, x: Tensor, kernels: Any) -> None:
+        if not is_large(x):
+            return super().fill(y, x, kernels)
+        height = x.shape[2]
+        for top, end in bands(x):
+            first, last = max(top - 1, 0), min(end + 1, height)
+            seen = _rows(x, end - top + 2)
+            seen[:, :, first - top + 1 : last - top + 1] = x[:, :, first:last]
+            if top == 0:
+                seen[:, :, :1] = 0
+            if end == height:
+                seen[:, :, -1:] = 0
+            write_phases(y[:, :, 2 * top : 2 * end], seen, kernels, self.conv.bias, padding=[0, 1])
 
 
 def _empty_like(x: Tensor, channels: int) -> Tensor:

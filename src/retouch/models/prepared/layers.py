@@ -122,7 +122,7 @@ class Upsample2D(layers.Upsample2D):
     """
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: Any = None) -> Tensor:
-        batch, _, height, width = x.shape
+        height, width = x.shape[2:]
         conv: Any = self.conv
         is_double = size is None or tuple(size) == (2 * height, 2 * width)
         kernels = None
@@ -131,11 +131,19 @@ class Upsample2D(layers.Upsample2D):
             kernels = conv.kept(_PHASES, x)
         if kernels is None:
             return super().forward(x, temb, size)
-        y = x.new_empty(batch, height, 2, width, 2, conv.out_channels)
-        for index, kernel in enumerate(kernels[0]):
-            down, across = divmod(index, 2)
-            phase = onednn.convolution(x, kernel, conv.bias, [1, 1], [1, 1], [1, 1])
-            y[:, :, down, :, across] = phase[..., down : down + height, across : across + width].permute(
-                0, 2, 3, 1
-            )
-        return y.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        y = x.new_empty(len(x), 2 * height, 2 * width, conv.out_channels).permute(0, 3, 1, 2)
+        self.fill(y, x, kernels[0])
+        return y
+
+    def fill(self, y: Tensor, x: Tensor, kernels: Any) -> None:
+        """Write what becomes of `x` into `y`."""
+        write_phases(y, x, kernels, self.conv.bias, padding=[1, 1])
+
+
+def write_phases(y: Tensor, x: Tensor, kernels: Any, bias: Tensor | None, padding: list[int]) -> None:
+    """Each phase's pixels into every second row and column. Unpadded, `x` has a row more at each end."""
+    height, width = y.shape[2] // 2, y.shape[3] // 2
+    for index, kernel in enumerate(kernels):
+        down, across = divmod(index, 2)
+        phase = onednn.convolution(x, kernel, bias, padding, [1, 1], [1, 1])
+        y[:, :, down::2, across::2] = phase[:, :, down : down + height, across : across + width]

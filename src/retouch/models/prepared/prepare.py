@@ -33,7 +33,7 @@ register(nn.Linear, prepared.Linear)
 register(nn.Conv2d, prepared.Conv2d)
 register(nn.GroupNorm, large_maps.GroupNorm)
 register(layers.ResnetBlock2D, large_maps.ResnetBlock2D)
-register(layers.Upsample2D, prepared.Upsample2D)
+register(layers.Upsample2D, large_maps.Upsample2D)
 register(attention.GEGLU, prepared.GEGLU)
 register(attention.FeedForward, prepared.FeedForward)
 
