@@ -38,7 +38,7 @@ def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
     """The same models, but the VAE works in tiles of at most `side` pixels; the given one is not touched."""
     vae = copy.copy(pipeline.vae)  # shares the weights
     factor = pipeline.vae_scale_factor
-    step = 4 * factor  # tiles overlap by a quarter, which has to be whole latents
+    step = 4 * factor  # so that the quarter by which tiles overlap is whole latents
     side = max(1, min(side, vae.tile_sample_min_size) // step) * step
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor

@@ -246,9 +246,18 @@ class InParts:
     tile_sample_min_size: int
     tile_latent_min_size: int
     tile_overlap_factor = 0.25
+    config: Any
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels for each latent along a side."""
+        return int(2 ** (len(self.config.block_out_channels) - 1))
 
     def enable_tiling(self) -> None:
-        """Work in overlapping tiles from now on, where a picture is larger than `tile_sample_min_size`."""
+        """Work in overlapping tiles from now on, where a picture is larger than one.
+
+        Encoding takes tiles of `tile_sample_min_size` pixels, decoding of `tile_latent_min_size` latents.
+        """
         self.use_tiling = True
 
     def disable_tiling(self) -> None:
@@ -263,10 +272,19 @@ class InParts:
         """Work on whole batches again."""
         self.use_slicing = False
 
-    def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int) -> Tensor:
-        rows = x.split(1) if self.use_slicing else (x,)
-        if self.use_tiling and max(x.shape[-2:]) > tile:
-            return torch.cat([tiled(run, row, tile, tile_out, self.tile_overlap_factor) for row in rows])
+    def _encode_in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        factor = self.scale_factor
+        return self._in_parts(run, x, self.tile_sample_min_size // factor, (factor, 1))
+
+    def _decode_in_parts(self, run: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        return self._in_parts(run, z, self.tile_latent_min_size, (1, self.scale_factor))
+
+    def _in_parts(
+        self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, units: tuple[int, int]
+    ) -> Tensor:
+        rows, tile = x.split(1) if self.use_slicing else (x,), max(tile, 1)
+        if self.use_tiling and max(x.shape[-2:]) > tile * units[0]:
+            return torch.cat([tiled(run, row, tile, units, self.tile_overlap_factor) for row in rows])
         return torch.cat([run(row) for row in rows]) if len(rows) > 1 else run(x)
 
 
@@ -287,28 +305,18 @@ class AutoencoderKL(InParts, Pretrained, nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
         side = config.sample_size
         self.tile_sample_min_size = side[0] if isinstance(side, tuple) else side
-        self.tile_latent_min_size = self.tile_sample_min_size // 2 ** (len(config.block_out_channels) - 1)
+        self.tile_latent_min_size = self.tile_sample_min_size // self.scale_factor
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
-        moments = self._in_parts(
-            lambda part: self.quant_conv(self.encoder(part)),
-            x,
-            self.tile_sample_min_size,
-            self.tile_latent_min_size,
-        )
+        moments = self._encode_in_parts(lambda part: self.quant_conv(self.encoder(part)), x)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: Generator | None = None
     ) -> DecoderOutput:
         """Pixels of unscaled latents, about between -1 and 1. Nothing is drawn; `generator` is unused."""
-        pixels = self._in_parts(
-            lambda part: self.decoder(self.post_quant_conv(part)),
-            z,
-            self.tile_latent_min_size,
-            self.tile_sample_min_size,
-        )
+        pixels = self._decode_in_parts(lambda part: self.decoder(self.post_quant_conv(part)), z)
         return DecoderOutput(pixels)
 
     def forward(
@@ -337,17 +345,25 @@ def attention_spelled_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def tiled(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, tile_out: int, overlap: float) -> Tensor:
-    """Run square tiles that overlap by a share of their side, and blend the results where they meet."""
-    stride = int(tile * (1 - overlap))
-    seam = int(tile_out * overlap)
-    kept = tile_out - seam  # of each result; the rest is blended into the next
+def tiled(
+    run: Callable[[Tensor], Tensor], x: Tensor, tile: int, units: tuple[int, int], overlap: float
+) -> Tensor:
+    """Run square tiles that overlap by a share of their side, and blend the results where they meet.
+
+    The sides are in latents, each of which is so many `units` wide in `x`, and so many in the result.
+    """
+    unit, unit_out = units
+    shared = min(max(round(tile * overlap), int(overlap > 0)), tile - 1)
+    side, stride = tile * unit, (tile - shared) * unit
+    seam, kept = shared * unit_out, (tile - shared) * unit_out  # of each result
+    # An incomplete latent at the end begins no tile.
+    tops, lefts = (range(0, size // unit * unit, stride) for size in x.shape[-2:])
     strips: list[Tensor] = []
-    above: Sequence[Tensor | None] = [None] * len(range(0, x.shape[3], stride))
-    for top in range(0, x.shape[2], stride):
+    above: Sequence[Tensor | None] = [None] * len(lefts)
+    for top in tops:
         row: list[Tensor] = []
-        for left, upper in zip(range(0, x.shape[3], stride), above, strict=True):
-            result = run(x[:, :, top : top + tile, left : left + tile])
+        for left, upper in zip(lefts, above, strict=True):
+            result = run(x[:, :, top : top + side, left : left + side])
             if upper is not None:
                 result = _blend(upper, result, seam, dim=2)
             if row:

@@ -198,25 +198,18 @@ class VQModel(InParts, Pretrained, nn.Module):
         self.decoder = Decoder(config)
         # Published configs say 32 pixels, too few for tiles whose seams do not show.
         self.tile_sample_min_size = 512
-        self.tile_latent_min_size = 512 // 2 ** (len(config.block_out_channels) - 1)
+        self.tile_latent_min_size = 512 // self.scale_factor
 
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput:
         """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
-        latents = self._in_parts(
-            lambda part: self.quant_conv(self.encoder(part)),
-            x,
-            self.tile_sample_min_size,
-            self.tile_latent_min_size,
-        )
+        latents = self._encode_in_parts(lambda part: self.quant_conv(self.encoder(part)), x)
         return VQEncoderOutput(latents)
 
     def decode(self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True) -> DecoderOutput:
         """Pixels of latents, which go through the codebook first unless `force_not_quantize`."""
-        pixels = self._in_parts(
+        pixels = self._decode_in_parts(
             lambda part: self.decoder(self.post_quant_conv(part), part),
             h if force_not_quantize else self.quantize(h),
-            self.tile_latent_min_size,
-            self.tile_sample_min_size,
         )
         return DecoderOutput(pixels)
 
