@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the names below once more, for editors and type checkers
     )
     from retouch.models.movq import VQModel as VQModel
     from retouch.models.prior_transformer import PriorTransformer as PriorTransformer
+    from retouch.models.tiny_autoencoder import AutoencoderTiny as AutoencoderTiny
     from retouch.models.unet import UNet2DConditionModel as UNet2DConditionModel
     from retouch.pipelines.auto import (
         AutoPipelineForImage2Image as AutoPipelineForImage2Image,
@@ -116,6 +117,7 @@ _HOMES = {
     "retouch.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "retouch.models.movq": ("VQModel",),
     "retouch.models.prior_transformer": ("PriorTransformer",),
+    "retouch.models.tiny_autoencoder": ("AutoencoderTiny",),
     "retouch.models.unet": ("UNet2DConditionModel",),
     "retouch.pipelines.auto": (
         "AutoPipelineForImage2Image",

@@ -20,6 +20,7 @@ from retouch.schedulers import by_name
 _MODELS = {
     "UNet2DConditionModel": "retouch.models.unet",
     "AutoencoderKL": "retouch.models.autoencoder",
+    "AutoencoderTiny": "retouch.models.tiny_autoencoder",
     "VQModel": "retouch.models.movq",
     "PriorTransformer": "retouch.models.prior_transformer",
     "ControlNetModel": "retouch.models.controlnet",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.pipelines.adapters import Adapters
+from retouch.pipelines.components import plain
 from retouch.pipelines.ip_adapters import IPAdapters
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pipeline import Pipeline
@@ -30,6 +31,11 @@ class LatentDiffusion(Adapters, TextualInversion, IPAdapters, Pipeline):
     @property
     def latent_channels(self) -> int:  # type: ignore[override]
         return int(self.vae.config.latent_channels)
+
+    @property
+    def samples_latents(self) -> bool:  # type: ignore[override]
+        """A tiny autoencoder answers with latents, others with a distribution of them."""
+        return type(plain(self.vae)).__name__ != "AutoencoderTiny"
 
     @property
     def keeps_original(self) -> bool:  # type: ignore[override]

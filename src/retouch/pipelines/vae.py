@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = Fa
     rows = pixels.split(1)[: len(sources)] if several else [pixels]
     if upcast and vae.dtype != torch.float32:
         vae = _float32_copy(vae)
-    found = [vae.encode(row.to(vae.dtype)).latent_dist for row in rows]
+    found = [_distribution(vae.encode(row.to(vae.dtype))) for row in rows]
     if _overflowed(vae, *(part.mean for part in found)):  # before a random number is drawn
         vae = _float32_copy(vae)
-        found = [vae.encode(row.float()).latent_dist for row in rows]
+        found = [_distribution(vae.encode(row.float())) for row in rows]
     samples = [part.sample(source) for part, source in zip(found, sources, strict=False)]
     latents = torch.cat(samples).to(dtype)
     mean, deviation = _statistics(vae, latents)
@@ -47,6 +48,20 @@ def guarded(vae: Any, compute: Callable[[Any], Tensor]) -> Tensor:
     """What is computed with the VAE; where half precision overflows, once more with one in float32."""
     result = compute(vae)
     return compute(_float32_copy(vae)) if _overflowed(vae, result) else result
+
+
+@dataclass(frozen=True)
+class _Certain:
+    """The latents of an autoencoder that answers with no distribution: nothing is drawn."""
+
+    mean: Tensor
+
+    def sample(self, generator: Any) -> Tensor:
+        return self.mean
+
+
+def _distribution(encoded: Any) -> Any:
+    return encoded.latent_dist if hasattr(encoded, "latent_dist") else _Certain(encoded.latents)
 
 
 def _unscaled(vae: Any, latents: Tensor) -> Tensor:
