@@ -28,7 +28,8 @@ from retouch.images.join import join, softened
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
-from retouch.pipelines.recording import Recording, linear_colours
+from retouch.pipelines.previews import preview as preview_of
+from retouch.pipelines.recording import Recording
 
 _SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps fewer of its pixels is painted a second time
 _LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
@@ -96,7 +97,7 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
     def tiled() -> Pipeline:
         return with_tiled_vae(job.pipeline, max(crop.width, crop.height) // 2)
 
-    with job.timed("paint"):
+    with job.timed("paint"), job.pipeline.keeping_blocks():
         painted = with_fallbacks(
             [
                 ("", lambda: attempt(job.pipeline)),
@@ -211,7 +212,7 @@ class _Report:
 
         def preview() -> Image.Image:
             with torch.no_grad():
-                pixels = linear_colours(run.pipeline, progress.latents)
+                pixels = preview_of(run.pipeline, progress.latents)
             return run.pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
 
         count, variations = len(painting.job.crops), painting.job.options.variations

@@ -43,13 +43,17 @@ class Bundle:
 
     component_names: ClassVar[tuple[str, ...]]
     optional_components: ClassVar[tuple[str, ...]] = ()
+    # Optional parts, with their classes, that a folder may hold and the reference does not know: its
+    # model_index.json says nothing of them.
+    unlisted_components: ClassVar[Mapping[str, str]] = {}
     # Switches that model_index.json holds beside the parts, with their defaults.
     switches: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, **components: Any) -> None:
         for name, default in self.switches.items():
             setattr(self, name, components.pop(name, default))
-        unknown = [name for name in components if name not in self.component_names]
+        names = (*self.component_names, *self.unlisted_components)
+        unknown = [name for name in components if name not in names]
         missing = [
             name
             for name in self.component_names
@@ -59,9 +63,9 @@ class Bundle:
             raise InputError(
                 f"{type(self).__name__} was given {', '.join(components) or 'nothing'}; "
                 + (f"it lacks {', '.join(missing)}" if missing else f"it does not know {', '.join(unknown)}")
-                + f". Its parts are {', '.join(self.component_names)}."
+                + f". Its parts are {', '.join(names)}."
             )
-        for name in self.component_names:
+        for name in names:
             setattr(self, name, components.get(name))
         self.placement: Placement = Resident(self, self._found_device())
         self._progress_bar: dict[str, Any] = {}
@@ -86,12 +90,17 @@ class Bundle:
         return torch.device("cpu")
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
+        return {name: part for name, part in self.all_components.items() if isinstance(part, nn.Module)}
 
     @property
     def components(self) -> dict[str, Any]:
         """The parts by name, ready to build another pipeline from."""
         return {name: getattr(self, name) for name in self.component_names}
+
+    @property
+    def all_components(self) -> dict[str, Any]:
+        """The parts, and those that the reference does not know."""
+        return self.components | {name: getattr(self, name) for name in self.unlisted_components}
 
     @property
     def config(self) -> PipelineConfig:
@@ -124,7 +133,8 @@ class Bundle:
     @classmethod
     def from_pipe(cls, pipeline: Bundle, **components: Any) -> Self:
         """The same parts behind another front; nothing is copied."""
-        shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names}
+        names = (*cls.component_names, *cls.unlisted_components)
+        shared = {name: part for name, part in pipeline.all_components.items() if name in names}
         shared |= {name: getattr(pipeline, name) for name in cls.switches if hasattr(pipeline, name)}
         given = cls._component_arguments(components)
         other = cls(**{**given, **shared, **{name: given[name] for name in components if name in given}})
@@ -136,7 +146,8 @@ class Bundle:
     @classmethod
     def _component_arguments(cls, components: Mapping[str, Any]) -> dict[str, Any]:
         """The parts that the caller gives or leaves out."""
-        known = (*cls.component_names, *cls.switches)
+        parts = (*cls.component_names, *cls.unlisted_components)
+        known = (*parts, *cls.switches)
         given = {
             name: part for name, part in components.items() if name in known or not is_needless(name, part)
         }
@@ -145,7 +156,7 @@ class Bundle:
             advice = " Move a loaded pipeline with to(device), or enable_model_cpu_offload()."
             raise InputError(
                 f"{cls.__name__} cannot be made with {', '.join(unknown)}. Beside the options of the "
-                f"help text it takes the parts {', '.join(cls.component_names)}."
+                f"help text it takes the parts {', '.join(parts)}."
                 + (advice if "device_map" in unknown else "")
             )
         return given

@@ -19,10 +19,13 @@ from typing_extensions import Self
 from retouch.errors import InputError
 from retouch.images.processor import VaeImageProcessor
 from retouch.models import int8
+from retouch.models.prepared.allocator import keeping_blocks
+from retouch.models.prepared.prepare import is_chosen
 from retouch.models.unet import UNet2DConditionModel
 from retouch.pipelines.components import plain
 from retouch.pipelines.picture_run import PictureRun
 from retouch.pipelines.pictures import Pictures, prepare
+from retouch.pipelines.previews import check_preview_decoder
 from retouch.pipelines.request import Request, Task
 from retouch.pipelines.run import Run
 from retouch.pipelines.stored import StoredBundle
@@ -61,6 +64,11 @@ class BasePipeline(StoredBundle, ABC):
     def start(self, *args: Any, **kwargs: Any) -> Run:
         """Begin a call with the arguments of `__call__`: iterate it step by step, then take `result()`."""
 
+    def keeping_blocks(self) -> AbstractContextManager[None]:
+        """Around one call or several: optimized models on a CPU need not ask the system for each block."""
+        optimized = any(is_chosen(module) for module in self._modules().values())
+        return keeping_blocks() if optimized and self.device.type == "cpu" else nullcontext()
+
     def uses_guidance(self, scale: float) -> bool:
         """Whether this scale takes a second evaluation with the negative inputs."""
         return scale > 1
@@ -87,7 +95,8 @@ class BasePipeline(StoredBundle, ABC):
         task = cls.task
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.start(*args, **kwargs).result()
+            with self.keeping_blocks():
+                return self.start(*args, **kwargs).result()
 
         call.__name__, call.__qualname__ = "__call__", f"{cls.__qualname__}.__call__"
         call.__signature__ = task.signature()  # type: ignore[attr-defined]
@@ -117,6 +126,8 @@ class Pipeline(BasePipeline):
     samples_latents: ClassVar[bool] = True  # encoding draws random numbers
     channel_names: ClassVar = {"mask": slice(0, 1), "masked_image_latents": slice(1, None)}
     mask_name: ClassVar = "mask"
+
+    unlisted_components: ClassVar = {"preview_decoder": "AutoencoderTiny"}
 
     vae: Any  # whatever this family calls its autoencoder
     unet: Any
@@ -164,6 +175,17 @@ class Pipeline(BasePipeline):
         self.mask_processor = VaeImageProcessor(
             vae_scale_factor=factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
+
+    @property
+    def preview_decoder(self) -> Any:
+        """An AutoencoderTiny that shows what a run is at; None: a linear map does it."""
+        return self._preview_decoder
+
+    @preview_decoder.setter
+    def preview_decoder(self, decoder: Any) -> None:
+        if decoder is not None:
+            check_preview_decoder(decoder, self.latent_channels, self.vae_scale_factor)
+        self._preview_decoder = decoder
 
     @property
     def vae_scale_factor(self) -> int:

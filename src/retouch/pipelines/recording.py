@@ -1,26 +1,23 @@
 """The process as pictures: a frame for each step, and the animations and grids made of them.
 
-A frame is decoded when its step is done, exactly with the VAE or at once with a linear map from latents to
-colours. However long the run, no more than `limit` frames are kept: when it is full, every second one goes.
+A frame is decoded when its step is done, exactly by the VAE or roughly as previews are. However long the run,
+no more than `limit` frames are kept: when it is full, every second one goes.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.files import make_image_grid
 from retouch.images.sizes import crop_to
+from retouch.pipelines.previews import preview
 
 if TYPE_CHECKING:
     from retouch.pipelines.picture_run import PictureRun
@@ -54,7 +51,7 @@ class Frame:
 class Recording:
     """Give one as `record=`, or True for one with these defaults; the output has it as `recording`."""
 
-    fast: bool = False  # a linear map in place of the VAE: blurred, but next to free
+    fast: bool = False  # previews in place of what the VAE makes: rougher, but next to free
     limit: int = 60
     frames: list[Frame] = field(default_factory=list)
     _stride: int = 1
@@ -79,7 +76,7 @@ class Recording:
         if done != total and done % self._stride:
             return
         if self.fast:
-            pixels = linear_colours(run.pipeline, progress.latents)
+            pixels = preview(run.pipeline, progress.latents)
         else:
             pixels = run.pipeline.decode(progress.latents)
         if run.pictures.cut is not None:
@@ -142,61 +139,3 @@ class Recording:
             target, kind, save_all=True, append_images=pages[1:], duration=durations, loop=0, **options
         )
         return target
-
-
-# The maps of the published VAEs, by the factor that their latents are scaled with: a row for each latent, to
-# red, green and blue. Users found them (for SD torridgristle, for SDXL StAlKeR7779), as InvokeAI has them.
-_PUBLISHED_WIDTHS = (128, 256, 512, 512)
-_PUBLISHED = {
-    0.18215: (
-        (0.3444, 0.1385, 0.0670),
-        (0.1247, 0.4027, 0.1494),
-        (-0.3192, 0.2513, 0.2103),
-        (-0.1307, -0.1874, -0.7445),
-    ),
-    0.13025: (
-        (0.3816, 0.4930, 0.5320),
-        (-0.3753, 0.1631, 0.1739),
-        (0.1770, 0.3588, -0.2048),
-        (-0.4350, -0.2644, -0.4289),
-    ),
-}
-_maps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
-
-
-def linear_colours(pipeline: Any, latents: Tensor) -> Tensor:
-    """Pixels in [-1, 1] by a linear map of each latent: of a published VAE, or fitted to the pipeline's."""
-    vae, factor = pipeline.vae, pipeline.vae_scale_factor
-    if vae not in _maps:
-        published = _published_colours(vae)
-        _maps[vae] = _fit_colours(pipeline) if published is None else published
-    weights = _maps[vae]
-    channels = latents.float().cpu()
-    flat = torch.cat([channels, torch.ones_like(channels[:, :1])], dim=1)
-    colours = torch.einsum("nchw,cr->nrhw", flat, weights).clamp(-1, 1)
-    return torch.nn.functional.interpolate(colours, scale_factor=factor, mode="nearest")
-
-
-def _published_colours(vae: Any) -> Tensor | None:
-    config: Any = getattr(vae, "config", None)
-    factor = getattr(config, "scaling_factor", None)
-    if factor not in _PUBLISHED or tuple(config.block_out_channels) != _PUBLISHED_WIDTHS:
-        return None
-    return torch.tensor([*_PUBLISHED[factor], (0.0, 0.0, 0.0)])
-
-
-def _fit_colours(pipeline: Any) -> Tensor:
-    """Least squares from latents to the mean colours of their pixels, over smooth random pictures."""
-    factor, side = pipeline.vae_scale_factor, 16
-    draw = np.random.default_rng(0)
-    coarse = torch.from_numpy(draw.uniform(-1, 1, (8, 3, 5, 5)).astype(np.float32))
-    pixels = torch.nn.functional.interpolate(coarse, size=(side * factor,) * 2, mode="bilinear")
-    source = torch.Generator().manual_seed(0)
-    latents = pipeline.encode(pixels.to(pipeline.device, pipeline.dtype), source).float().cpu()
-    colours = torch.nn.functional.avg_pool2d(pixels, factor)
-    rows = latents.movedim(1, -1).reshape(-1, latents.shape[1])
-    rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
-    targets = colours.movedim(1, -1).reshape(-1, 3)
-    # Directions in which these latents hardly vary are left out: noise must not be amplified along them.
-    fit = torch.linalg.lstsq(rows.double(), targets.double(), rcond=1e-3, driver="gelsd")
-    return fit.solution.float()

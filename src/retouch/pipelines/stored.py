@@ -121,7 +121,11 @@ class StoredBundle(Bundle):
         found = []
         for source, names in cls._sources(checkpoint, index, given):
             homes = {part: (source.home_of(name), kind) for part, (name, kind) in names.items()}
-            folder = source.fetch(subfolders(dict(homes.values())))
+            extra = {} if source is not checkpoint else cls.unlisted_components
+            extra = {part: kind for part, kind in extra.items() if part not in given}
+            # With a star none need be there.
+            folder = source.fetch([*subfolders(dict(homes.values())), *(f"{part}*" for part in extra)])
+            homes |= {part: (part, kind) for part, kind in extra.items() if (folder / part).is_dir()}
             found += [(part, source, folder, *entry) for part, entry in homes.items()]
         return found
 
@@ -220,7 +224,7 @@ class StoredBundle(Bundle):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
             staged = Path(temporary)
-            for name, part in self.components.items():
+            for name, part in self.all_components.items():
                 if part is not None:
                     save_component(part, staged / name, variant, max_shard_size)
             # Of the switches only those that are set: not each front of the reference knows them all.
