@@ -101,6 +101,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     {
         "linear": ["linear"],
         "3x3": ["convolution"],
+        "1x1": ["linear"],
+        "strided": ["convolution"],
         "upsample": ["convolution"] * 4,
         "gated": ["linear", "linear_times"],
         "attention": ["linear"] * 4,
