@@ -11,13 +11,14 @@ import torch
 from hub_stand_in import HubStandIn
 from ip_adapter_files import flat, ip_adapter, tiny_image_encoder
 from lora_files import kohya, peft, sides
+from pages import examples, page
 from pipeline_pairs import mask, photo
 from safetensors.torch import save_file
 
 import retouch
 
-PAGE = (Path(__file__).parents[2] / "docs/adapters.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/adapters.md")
+BLOCKS = examples(PAGE)
 
 
 def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runs import done, write_mask, write_photo
+from pages import examples, page
 
 from retouch.checkpoints.profile import Known, Profile
 from retouch.editing import models, verbs
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/builtin.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/builtin.md")
 
 
 def test_examples(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,12 +26,12 @@ def test_examples(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_photo(Path("photo.png"))
     write_mask(Path("mask.png"))
     names: dict[str, Any] = {}
-    for block in blocks("python"):
+    for block in examples(PAGE):
         exec(compile(block, "builtin.md", "exec"), names)
     assert names["edit"].settings["model"] == "builtin" and names["without"].settings["verb"] == "erase"
     assert names["cat"].size == (128, 128) and names["result"].size == (80, 64)
     assert Path("compared.png").is_file() and len(names["sheet"].results) == 2
-    for line in blocks("sh")[0].splitlines():
+    for line in examples(PAGE, "sh")[0].splitlines():
         done(*shlex.split(line)[1:], *(["--steps", 1] if "inpaint" in line else []))
     assert np.asarray(names["edit"].image).shape == (64, 80, 3) and hub.requests == []
 
@@ -58,15 +54,10 @@ def test_the_warning_is_quoted_as_it_is() -> None:
 
 
 def test_the_profile_of_the_page_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "retouch.json").write_text(blocks("json")[0])
+    (tmp_path / "retouch.json").write_text(examples(PAGE, "json")[0])
     (entries,) = re.findall(r"`(\[\{.*\}\])`", PAGE)
     (tmp_path / "names.json").write_text(entries)
     profile = Profile.of(tmp_path)
     assert profile.names == [Known("chair", ["seat"], ["sofa"])]
     liked = {"steps": 20, "guidance_scale": 2.5, "fill": "telea", "strength": 0.8}
     assert profile.defaults_of("erase") == liked and profile.square_crops
-
-
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", PAGE)
-    assert targets and [target for target in targets if not (ROOT / "docs" / target).exists()] == []

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pages import examples, page
 from tiny_single_files import full_size, meta_model, write_zeros
 
 from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import origins, to_original
 from retouch.checkpoints.tensors import TensorFile
 
-PAGE = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/checkpoints.md")
+BLOCKS = examples(PAGE)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runs import done, read
+from pages import examples, page
 from PIL import Image, ImageDraw
 
 from retouch.cli import comparison, options, verbs
 from retouch.editing.models import SHORT_NAMES
 
-PAGE = (Path(__file__).parents[2] / "docs/cli.md").read_text(encoding="utf-8")
-LINES = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-    if line
-]
+PAGE = page("docs/cli.md")
+LINES = [line for block in examples(PAGE, "sh") for line in block.splitlines() if line]
 
 
 def test_examples(

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_stand_in import HubStandIn
+from pages import examples, page
 from pipeline_pairs import mask, photo
 from tiny_controls import tiny_controlnet
 
 import retouch
 
-PAGE = (Path(__file__).parents[2] / "docs/control.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/control.md")
+BLOCKS = examples(PAGE)
 
 
 def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

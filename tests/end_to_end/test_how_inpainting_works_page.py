@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_stand_in import HubStandIn
+from pages import examples, page
 from PIL import Image
 from pipeline_pairs import mask, photo
 
-PAGE = (Path(__file__).parents[2] / "docs/how-inpainting-works.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/how-inpainting-works.md")
+BLOCKS = examples(PAGE)
 
 
 def test_examples(

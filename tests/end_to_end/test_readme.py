@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import ROOT, examples, page
 from PIL import Image
 
 from retouch.utils import load_image
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+README = page("README.md")
+BLOCKS = examples(README)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[f"block{number}" for number in range(1, len(BLOCKS) + 1)])
@@ -46,11 +46,6 @@ def test_example(
 
 def test_there_are_examples() -> None:
     assert len(BLOCKS) >= 3
-
-
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 def test_the_file_map_knows_every_folder() -> None:

@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runs import done, read, write_mask, write_photo
+from pages import examples, page
 
 import retouch
 from retouch.editing import verbs
 from retouch.editing.speed import SPEEDS
 
-PAGE = (Path(__file__).parents[2] / "docs/speed.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = page("docs/speed.md")
 
 
 def test_the_table_has_what_each_word_stands_for() -> None:
@@ -42,11 +39,11 @@ def test_examples(tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     pixels = write_photo(tmp_path / "photo.png")
     write_mask(tmp_path / "mask.png")
     names: dict[str, Any] = {}
-    for block in blocks("python"):
+    for block in examples(PAGE):
         exec(compile(block.replace('"builtin"', repr(str(tiny_sd_inpaint))), "speed.md", "exec"), names)
     assert names["edit"].settings["speed"] == "fast"
     assert len(names["pictures"]) == 2 and names["pictures"][0].size == (80, 64)
-    for line in "".join(blocks("sh")).splitlines():
+    for line in "".join(examples(PAGE, "sh")).splitlines():
         done(*shlex.split(line)[1:], RETOUCH_MODEL=str(tiny_sd_inpaint))
     assert (read("photo-inpaint.png") != pixels).any()
     assert isinstance(names["pipeline"], retouch.StableDiffusionInpaintPipeline)
