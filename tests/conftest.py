@@ -39,6 +39,12 @@ def known_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
 def _is_here(host: Any) -> bool:
     host = host.decode() if isinstance(host, bytes) else host
     if host in (None, "", "localhost", socket.gethostname()):

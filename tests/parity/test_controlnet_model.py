@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from retouch.errors import CheckpointError, ConfigError, InputError
 from retouch.models.controlnet import ControlNetModel, MultiControlNetModel
 from retouch.models.unet import UNet2DConditionModel
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 TEXT_WIDTH, POOLED_WIDTH, SIZE_WIDTH = 12, 10, 8
 
@@ -58,12 +59,6 @@ SCALED: dict[str, dict[str, Any]] = {
     "guessing": {"guess_mode": True},
     "guessing, scaled": {"guess_mode": True, "conditioning_scale": 1.7},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pair(settings: dict[str, Any]) -> tuple[ControlNetModel, Any]:

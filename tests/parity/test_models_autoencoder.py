@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from published_configs import AUTOENCODERS
 from tiny_checkpoints import randomised
 
 from retouch.models.autoencoder import AutoencoderKL
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 # Three levels, so tiles of 32 pixels are 8 latents wide and overlap by two.
 TINY: dict[str, Any] = {
@@ -30,12 +31,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no quantisation": TINY | {"use_quant_conv": False, "use_post_quant_conv": False},
     "sixteen latent channels": TINY | {"latent_channels": 16, "shift_factor": 0.1},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pair(settings: dict[str, Any] = TINY) -> tuple[AutoencoderKL, Any]:

@@ -61,12 +61,6 @@ SIMPLE_LEVELS = {
 }
 
 
-@pytest.fixture
-def no_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
 def pair(ours: nn.Module, theirs: nn.Module) -> tuple[nn.Module, nn.Module]:
     share_weights(ours.eval(), randomised(theirs))
     return ours, theirs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,9 @@ from retouch.errors import CheckpointError, ConfigError
 from retouch.models.autoencoder import AutoencoderKL
 from retouch.models.unet import UNet2DConditionModel
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def predict(unet: Any) -> torch.Tensor:

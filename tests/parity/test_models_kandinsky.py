@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from tiny_checkpoints import randomised
 from retouch.errors import CheckpointError, ConfigError
 from retouch.models.movq import VectorQuantizer, VQModel
 from retouch.models.prior_transformer import PriorTransformer
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 PRIOR: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -45,12 +46,6 @@ MOVQ_VARIANTS = {
     "no attention": MOVQ
     | {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def priors(settings: dict[str, Any] = PRIOR) -> tuple[PriorTransformer, Any]:

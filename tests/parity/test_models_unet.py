@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from tiny_checkpoints import randomised
 from torch import Tensor
 
 from retouch.models.unet import UNet2DConditionModel
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 TEXT_WIDTH, POOLED_WIDTH, SIZE_WIDTH = 12, 10, 8
 
@@ -82,12 +83,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "other constants": SD_1
     | {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 0.1},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pair(settings: dict[str, Any]) -> tuple[UNet2DConditionModel, Any]:

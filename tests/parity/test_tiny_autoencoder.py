@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from retouch.errors import ConfigError
 from retouch.models.prepared.prepare import prepare
 from retouch.models.tiny_autoencoder import AutoencoderTiny
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 TINY: dict[str, Any] = {
     "encoder_block_out_channels": (8, 8, 8, 8),
     "decoder_block_out_channels": (12, 12, 12, 12),
@@ -31,12 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sixteen latent channels": TINY | {"latent_channels": 16, "latent_magnitude": 2, "latent_shift": 0.25},
     "three times the size": TINY | {"upsampling_scaling_factor": 3},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pair(settings: dict[str, Any] = TINY) -> tuple[AutoencoderTiny, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,10 @@ from retouch.models import int8
 from retouch.models.int8 import Int8Conv2d, Int8Linear, int8_copy
 from retouch.models.unet import UNet2DConditionModel
 
-pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this processor has no VNNI")
+pytestmark = [
+    pytest.mark.usefixtures("no_gradients"),
+    pytest.mark.skipif(not int8.is_available(), reason="this processor has no VNNI"),
+]
 
 UNET: dict[str, Any] = {
     "block_out_channels": (64, 128),
@@ -25,12 +27,6 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 12,
     "norm_num_groups": 4,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def signal_to_noise(found: Tensor, exact: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from tiny_checkpoints import randomised
 from retouch.errors import InputError
 from retouch.models.autoencoder import AutoencoderKL
 from retouch.models.unet import UNet2DConditionModel
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 UNET: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -31,12 +32,6 @@ SDXL = UNET | {
 
 
 SIZES = ((9, 7), (9, 7), (5, 4), (5, 4))  # of what the way down keeps of `inputs`
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def inputs() -> dict[str, Any]:
