@@ -9,32 +9,19 @@ Different pictures, masks, prompts and seeds through a pipeline of a trained che
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from report import PROMPTS, ROOT, asked, circumstances, large_unet, print_table, write
 
 import retouch
-from retouch.models.prepared.prepare import prepare
-from retouch.models.unet import UNet2DConditionModel
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from full_size_check import machine  # noqa: E402
-from published_configs import UNETS  # noqa: E402
 
 SIZES = (1, 2, 4, 8)
-PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
 
 
 @dataclass(frozen=True)
@@ -94,23 +81,28 @@ def pictures_of(model: str, steps: int, repeats: int) -> list[Row]:
         for batch in SIZES:
             seconds, off = statistics.median(times[batch]), np.abs(made[batch] - made[1])
             rows.append(Row(batch, dtype, seconds, 60 / seconds, int(off.max()), float((off > 0).mean())))
-    print("| batch | dtype | s a picture | a minute and core | worst difference | values that differ |")
-    print("|---" * 6 + "|")
-    for row in rows:
-        print(
-            f"| {row.batch} | {row.dtype} | {row.seconds_each:.3f} | {row.a_minute:.1f} | "
-            f"{row.worst_difference} | {100 * row.differing:.2f} % |"
-        )
+    print_table(
+        ("batch", "dtype", "s a picture", "a minute and core", "worst difference", "values that differ"),
+        [
+            (
+                row.batch,
+                row.dtype,
+                f"{row.seconds_each:.3f}",
+                f"{row.a_minute:.1f}",
+                row.worst_difference,
+                f"{100 * row.differing:.2f} %",
+            )
+            for row in rows
+        ],
+    )
     return rows
 
 
 @torch.no_grad()
 def large(repeats: int) -> dict[int, float]:
     """The processor's seconds for a picture's share of a step, by the size of the batch."""
-    torch.manual_seed(0)
-    unet = prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+    unet = large_unet()
     seconds = {}
-    print("\n| batch | s a picture and step, SD 1.5, bfloat16 |\n|---|---|")
     for batch in SIZES:
         latents = torch.randn(2 * batch, 9, 64, 64).bfloat16()
         text = torch.randn(2 * batch, 77, 768).bfloat16()
@@ -120,32 +112,26 @@ def large(repeats: int) -> dict[int, float]:
             unet(latents, torch.tensor(501), text)
             times.append((time.process_time() - start) / batch)
         seconds[batch] = statistics.median(times[1:])
-        print(f"| {batch} | {seconds[batch]:.2f} |", flush=True)
+    print_table(
+        ("batch", "s a picture and step, SD 1.5, bfloat16"),
+        [(batch, f"{value:.2f}") for batch, value in seconds.items()],
+    )
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    given = asked(
+        __doc__,
+        "batches",
+        quick="fewer steps, once",
+        large="a step of SD 1.5's UNet too (takes 6 GB)",
     )
-    parser.add_argument("--model", default="builtin")
-    parser.add_argument("--quick", action="store_true", help="fewer steps, once")
-    parser.add_argument("--large", action="store_true", help="a step of SD 1.5's UNet too (takes 6 GB)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "batches.json")
-    given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{machine()}, one thread\n")
-    figures: dict[str, Any] = {
-        "machine": machine(),
-        "load_average": os.getloadavg(),
-        "model": Path(given.model).name,
-        "rows": [
-            asdict(row) for row in pictures_of(given.model, 4 if given.quick else 20, 1 if given.quick else 3)
-        ],
-    }
+    figures = circumstances(given)
+    rows = pictures_of(given.model, 4 if given.quick else 20, 1 if given.quick else 3)
     if given.large:
         figures["step_of_sd15"] = large(1 if given.quick else 3)
-    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+    write(figures, rows, given)
 
 
 if __name__ == "__main__":

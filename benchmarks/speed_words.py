@@ -10,35 +10,22 @@ UNet in full size, from seeded random weights: what is saved there shows, but no
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from report import PROMPTS, ROOT, asked, circumstances, large_unet, print_table, write
 
 import retouch
 from retouch.editing.editor import Editor
 from retouch.editing.speed import SPEEDS
 from retouch.models import int8
-from retouch.models.prepared.prepare import prepare
-from retouch.models.unet import UNet2DConditionModel
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from full_size_check import machine  # noqa: E402
-from published_configs import UNETS  # noqa: E402
-
-PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
 BOXES = ((300, 186, 430, 316), (60, 200, 180, 330), (480, 150, 640, 300), (200, 40, 300, 140))
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -127,23 +114,27 @@ def words(model: str, count: int) -> list[Row]:
         found["bfloat16"].append(paint(half, index))
         found["another seed"].append(paint(editor, index, seed=1))
     rows = [row_of(name, found["exact"], painted) for name, painted in found.items()]
-    print(
-        "| setting | s | times as fast | PSNR in the hole, dB | of each edit | worst pixel |\n"
-        + "|---" * 6
-        + "|"
+    print_table(
+        ("setting", "s", "times as fast", "PSNR in the hole, dB", "of each edit", "worst pixel"),
+        [
+            (
+                row.setting,
+                f"{row.seconds:.2f}",
+                f"{row.times_as_fast:.2f}",
+                f"{row.psnr_in_hole:.1f}",
+                f"{min(row.psnr_of_each):.1f} to {max(row.psnr_of_each):.1f}",
+                row.worst_pixel,
+            )
+            for row in rows
+        ],
     )
-    for row in rows:
-        each = f"{min(row.psnr_of_each):.1f} to {max(row.psnr_of_each):.1f}"
-        figures = (f"{row.seconds:.2f}", f"{row.times_as_fast:.2f}", f"{row.psnr_in_hole:.1f}", each)
-        print(f"| {row.setting} | {' | '.join(figures)} | {row.worst_pixel} |")
     return rows
 
 
 @torch.no_grad()
 def large(repeats: int) -> dict[str, float]:
     """The processor's seconds for a step of SD 1.5's inpainting UNet at 512x512, by what is left out."""
-    torch.manual_seed(0)
-    unet = prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+    unet = large_unet()
     latents, text = torch.randn(2, 9, 64, 64).bfloat16(), torch.randn(2, 77, 768).bfloat16()
     timestep = torch.tensor(501)
 
@@ -172,33 +163,27 @@ def large(repeats: int) -> dict[str, float]:
             run()
             times[name].append(time.process_time() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    print("\n| step of SD 1.5's UNet, 512x512, bfloat16 | s | share |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {value:.2f} | {value / seconds['guided']:.2f} |")
+    print_table(
+        ("step of SD 1.5's UNet, 512x512, bfloat16", "s", "share"),
+        [(name, f"{value:.2f}", f"{value / seconds['guided']:.2f}") for name, value in seconds.items()],
+    )
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    given = asked(
+        __doc__,
+        "speed_words",
+        quick="two edits in place of eight",
+        large="a step of SD 1.5's UNet too (takes 4 GB)",
     )
-    parser.add_argument("--model", default="builtin")
-    parser.add_argument("--quick", action="store_true", help="two edits in place of eight")
-    parser.add_argument("--large", action="store_true", help="a step of SD 1.5's UNet too (takes 4 GB)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "speed_words.json")
-    given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{machine()}, one thread\n")
-    figures: dict[str, Any] = {
-        "machine": machine(),
-        "load_average": os.getloadavg(),
-        "model": Path(given.model).name,
-        "words": {word: dict(settings) for word, settings in SPEEDS.items()},
-        "rows": [asdict(row) for row in words(given.model, 2 if given.quick else len(PROMPTS))],
-    }
+    figures = circumstances(given)
+    figures["words"] = {word: dict(settings) for word, settings in SPEEDS.items()}
+    rows = words(given.model, 2 if given.quick else len(PROMPTS))
     if given.large:
         figures["step_of_sd15"] = large(2 if given.quick else 5)
-    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+    write(figures, rows, given)
 
 
 if __name__ == "__main__":

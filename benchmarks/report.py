@@ -1,0 +1,61 @@
+"""What the measurements on a trained checkpoint have in common: options, inputs, and how they report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retouch.models.prepared.prepare import prepare
+from retouch.models.unet import UNet2DConditionModel
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from full_size_check import machine  # noqa: E402
+from published_configs import UNETS  # noqa: E402
+
+# Things that the built-in checkpoint knows, and no thing.
+PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
+
+
+def asked(description: str | None, name: str, *, quick: str, large: str) -> argparse.Namespace:
+    """What was asked for on the command line; `quick` and `large` say what those do."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--large", action="store_true", help=large)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}.json")
+    return parser.parse_args()
+
+
+def circumstances(given: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on besides; the machine is printed, too."""
+    print(f"{machine()}, one thread")
+    return {"machine": machine(), "load_average": os.getloadavg(), "model": Path(given.model).name}
+
+
+def large_unet() -> UNet2DConditionModel:
+    """SD 1.5's for inpainting in full size, in bfloat16, from seeded random weights."""
+    torch.manual_seed(0)
+    return prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table in Markdown, each row as soon as it is there."""
+    print("", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def write(figures: dict[str, Any], rows: Iterable[Any], given: argparse.Namespace) -> None:
+    given.output.write_text(json.dumps(figures | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
