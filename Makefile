@@ -35,7 +35,7 @@ types: $(VENV)/.installed-dev ## type hints
 imports: $(VENV)/.installed-dev ## which folder may import which
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.installed-dev ## the unit tests alone, in seconds
+unit: $(VENV)/.installed-dev ## the unit tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 tests/unit
 
 format: $(VENV)/.installed-dev ## mend style and format

@@ -109,7 +109,8 @@ class Options:
                 raise InputError(f"{name}={value!r} is unknown. Accepted are {', '.join(known)}.")
         if self.progress is not None and not callable(self.progress):
             raise InputError(
-                f"progress is a {type(self.progress).__name__}; it takes a function of an Update."
+                f"progress is a {type(self.progress).__name__}; it takes a function of an Update. Leave it "
+                "out for a bar; an editor of retouch.load(..., progress=False) shows none."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class TestOptions:
             ({"prompt": None}, "prompt is a NoneType; it takes one string"),
             ({"prompt": ["a", "b"]}, "prompt is a list"),
             ({"negative_prompt": 3}, "negative_prompt is a int"),
-            ({"progress": True}, "progress is a bool"),
+            ({"progress": False}, r"progress is a bool.*retouch\.load\(\.\.\., progress=False\) shows none"),
         ],
     )
     def test_refusals(self, given: dict[str, Any], message: str) -> None:
