@@ -159,19 +159,6 @@ class Kandinsky22(Pipeline):
         """Pixels for each latent along a side."""
         return self.vae_scale_factor
 
-    @property
-    def latent_channels(self) -> int:  # type: ignore[override]
-        return int(self.movq.config.latent_channels)
-
-    @property
-    def joins_mask(self) -> bool:  # type: ignore[override]
-        """An inpainting UNet takes the masked picture and the mask after the latents: 4 + 4 + 1 channels."""
-        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
-
-    @property
-    def default_size(self) -> int:  # type: ignore[override]
-        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
-
     def check(self, request: Any) -> None:
         config, latent = self.unet.config, self.latent_channels
         if config.in_channels not in (latent, 2 * latent + 1) or config.out_channels != 2 * latent:

@@ -29,10 +29,6 @@ class LatentDiffusion(Adapters, TextualInversion, IPAdapters, Pipeline):
     heeds_force_upcast = False
 
     @property
-    def latent_channels(self) -> int:  # type: ignore[override]
-        return int(self.vae.config.latent_channels)
-
-    @property
     def samples_latents(self) -> bool:  # type: ignore[override]
         """A tiny autoencoder answers with latents, others with a distribution of them."""
         return type(plain(self.vae)).__name__ != "AutoencoderTiny"
@@ -41,15 +37,6 @@ class LatentDiffusion(Adapters, TextualInversion, IPAdapters, Pipeline):
     def keeps_original(self) -> bool:  # type: ignore[override]
         """A regular UNet sees no mask, so the loop holds the rest of the picture for it."""
         return not self.joins_mask
-
-    @property
-    def joins_mask(self) -> bool:  # type: ignore[override]
-        """An inpainting UNet takes the mask and the masked picture after the latents: 4 + 1 + 4 channels."""
-        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
-
-    @property
-    def default_size(self) -> int:  # type: ignore[override]
-        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
 
     def uses_guidance(self, scale: float) -> bool:
         """A distilled model takes the scale as an input and needs no second evaluation."""

@@ -132,10 +132,22 @@ class Pipeline(BasePipeline):
     vae: Any  # whatever this family calls its autoencoder
     unet: Any
 
-    latent_channels: int
-    default_size: int  # side of the pictures that the checkpoint was trained on
     keeps_original: bool  # outside the mask the loop holds the latents to the original
-    joins_mask: bool  # the model sees the mask and the masked picture as further channels
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; the UNet may take more."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def joins_mask(self) -> bool:
+        """Whether the UNet is one for inpainting, which takes the mask and the masked picture, too."""
+        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
+
+    @property
+    def default_size(self) -> int:
+        """Side of the pictures that the checkpoint was trained on."""
+        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
 
     @abstractmethod
     def encode(self, pixels: Tensor, generator: Any) -> Tensor:
