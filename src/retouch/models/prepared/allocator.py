@@ -20,6 +20,7 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 _KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
+_GIVING_BACK = {_TRIM_THRESHOLD: 12 << 20, _MMAP_THRESHOLD: 12 << 20, _MMAP_MAX: 65536}
 
 _lock = threading.Lock()
 _calls = 0
@@ -59,3 +60,19 @@ def keeping_blocks() -> Iterator[None]:
             if _calls == 0:
                 _set(_USUAL)
                 _glibc().malloc_trim(0)
+
+
+@contextmanager
+def giving_back() -> Iterator[None]:
+    """Within such a call, give back at once: for huge blocks, which hardly fit where others have been."""
+    with _lock:
+        was_kept = _calls > 0
+        if was_kept:
+            _set(_GIVING_BACK)
+            _glibc().malloc_trim(0)
+    try:
+        yield
+    finally:
+        with _lock:
+            if was_kept:
+                _set({**_USUAL, **(_KEEPING if _calls else {})})

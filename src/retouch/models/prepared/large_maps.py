@@ -7,18 +7,23 @@ their own; a convolution of a band sees one row more on either side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retouch.models import autoencoder
 from retouch.models.layers import ResnetBlock2D as PlainResnetBlock2D
 from retouch.models.prepared import layers, onednn
+from retouch.models.prepared.allocator import giving_back
 from retouch.models.prepared.layers import CONVOLUTION, Conv2d, is_free, write_phases
-from retouch.models.prepared.weights import is_inference
+from retouch.models.prepared.weights import has_hooks, is_inference
 
 LARGE = 2**24  # values in a map; a UNet's are smaller
+HUGE = 2**27  # in a map that counts by itself in the memory of a process
 BAND = 2**21  # values in a band
 # Values of a map whose mean, summed in float32, has the digits that this dtype can show.
 SUMMED = {torch.float32: 2**18, torch.bfloat16: 2**21}
@@ -170,6 +175,26 @@ class Upsample2D(layers.Upsample2D):
             if end == height:
                 seen[:, :, -1:] = 0
             write_phases(y[:, :, 2 * top : 2 * end], seen, kernels, self.conv.bias, padding=[0, 1])
+
+
+class Decoder(autoencoder.Decoder):
+    """A decoder whose layers' inputs are gone as soon as they have been read, unlike a call's arguments."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks: Any = self.up_blocks
+        layers_below = [(*block.resnets, *block.upsamplers) for block in blocks]
+        halvings = sum(bool(block.upsamplers) for block in blocks)
+        values = len(x) * self.conv_norm_out.num_channels * x.shape[2] * x.shape[3] * 4**halvings
+        if values < LARGE or not is_inference(x) or any(map(has_hooks, blocks)):
+            return super().forward(x)
+        with nullcontext() if values < HUGE else giving_back():
+            x = self.mid_block(self.conv_in(x))
+            for layer in chain.from_iterable(layers_below):
+                x = layer(x)
+            if is_large(x) and _simple(self.conv_norm_out, self.conv_out):
+                x = x.contiguous(memory_format=torch.channels_last)
+                return _normed_convolution(x, self.conv_norm_out, self.conv_out).contiguous()
+            return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 def _empty_like(x: Tensor, channels: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from retouch.models import attention, layers
+from retouch.models import attention, autoencoder, layers
 from retouch.models.native_attention import attention as native_attention
 from retouch.models.prepared import large_maps, layers as prepared, onednn
 from retouch.models.prepared.weights import KeepsWeight, is_inference
@@ -34,6 +34,7 @@ register(nn.Conv2d, prepared.Conv2d)
 register(nn.GroupNorm, large_maps.GroupNorm)
 register(layers.ResnetBlock2D, large_maps.ResnetBlock2D)
 register(layers.Upsample2D, large_maps.Upsample2D)
+register(autoencoder.Decoder, large_maps.Decoder)
 register(attention.GEGLU, prepared.GEGLU)
 register(attention.FeedForward, prepared.FeedForward)
 

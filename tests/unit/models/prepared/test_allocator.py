@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retouch.models.prepared import allocator
-from retouch.models.prepared.allocator import keeping_blocks
+from retouch.models.prepared.allocator import giving_back, keeping_blocks
 
 
 class Libc:
@@ -60,6 +60,20 @@ def test_the_last_of_several_calls_gives_back(libc: Libc) -> None:
     other.join()
     assert {parameter for parameter, _ in kept} <= {parameter for parameter, _ in libc.told[len(kept) :]}
     assert libc.trims == 1
+
+
+def test_giving_back_for_a_while(libc: Libc) -> None:
+    with giving_back():
+        assert not libc.told, "nobody keeps anything"
+    with keeping_blocks():
+        kept = dict(libc.told)
+        with giving_back():
+            assert libc.trims == 1 and dict(libc.told) != kept
+        assert {parameter: dict(libc.told)[parameter] for parameter in kept} == kept
+    after = dict(libc.told)
+    with keeping_blocks():
+        pass
+    assert dict(libc.told) == after, "it ends as it does without"
 
 
 def test_a_call_that_fails_gives_back(libc: Libc) -> None:

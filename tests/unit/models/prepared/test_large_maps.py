@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -127,3 +130,48 @@ def test_an_autoencoder() -> None:
     for ours, wanted in zip(found, (moments, picture), strict=True):
         assert (ours.double() - wanted).abs().max() / wanted.abs().max() < 5e-6
     assert found[1].is_contiguous()
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_decoder_lets_go_of_what_has_been_read() -> None:
+    decoder, seen = prepare(tiny_vae()).decoder, []
+    alive = []
+
+    def look(_: nn.Module, __: Any, result: torch.Tensor) -> None:
+        seen.append(weakref.ref(result))
+        alive.append(sum(each() is not None for each in seen))
+
+    layers_below = [layer for block in decoder.up_blocks for layer in (*block.resnets, *block.upsamplers)]
+    for layer in layers_below:
+        layer.register_forward_hook(look)
+    with torch.no_grad():
+        decoder(torch.randn(1, 4, 8, 7))
+    assert alive == [1] + [2] * (len(layers_below) - 1), "only what goes in and what comes out"
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_listener_to_a_decoders_block_hears() -> None:
+    decoder, heard = prepare(tiny_vae()).decoder, []
+    decoder.up_blocks[0].register_forward_hook(lambda *_: heard.append(1))
+    with torch.no_grad():
+        decoder(torch.randn(1, 4, 8, 7))
+    assert heard == [1]
+
+
+def test_huge_maps_are_given_back_in_the_midst_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    monkeypatch.setattr(large_maps, "giving_back", noted)
+    decoder, latents = prepare(tiny_vae()).decoder, torch.randn(1, 4, 8, 8)
+    monkeypatch.setattr(large_maps, "LARGE", 1)
+    for huge, expected in ((16 * 16 * 32, [1]), (16 * 16 * 32 + 1, [])):
+        monkeypatch.setattr(large_maps, "HUGE", huge)
+        entered.clear()
+        with torch.no_grad():
+            decoder(latents)
+        assert entered == expected
