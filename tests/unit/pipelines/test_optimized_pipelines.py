@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pipeline_pairs import mask, photo
 from torch import Tensor
 
 import retouch
+from retouch.editing.editor import Editor
 from retouch.models.prepared import onednn
 from retouch.models.prepared.prepare import is_prepared
 
@@ -201,3 +204,23 @@ def test_runs_in_threads(pipeline: Any, plain: Any) -> None:
 def test_an_editor_takes_the_switch(tiny_sd_inpaint: Path) -> None:
     assert is_prepared(retouch.load(tiny_sd_inpaint).pipeline.unet)
     assert not is_prepared(retouch.load(tiny_sd_inpaint, optimize=False).pipeline.unet)
+
+
+def test_calls_keep_blocks_of_memory(pipeline: Any, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    monkeypatch.setattr("retouch.pipelines.pipeline.keeping_blocks", noted)
+    painted(plain)
+    assert entered == []
+    painted(pipeline, callback_on_step_end=lambda *_: entered.append("step") or {})
+    assert entered == ["in", *["step"] * 4, "out"]  # one more to warm up
+    entered.clear()
+    editor = Editor(pipeline, "tiny", show_progress=False)
+    editor.inpaint(photo(), mask(), "a cat", steps=2, progress=lambda _: entered.append("step"))
+    assert entered == ["in", *["step"] * 3, "out"]
