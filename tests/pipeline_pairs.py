@@ -24,6 +24,14 @@ NAMES = {
 }
 XL_NAMES = {task: name.replace("Diffusion", "DiffusionXL") for task, name in NAMES.items()}
 PROMPT = "a photo of a cat in the park"
+# Each task with a regular checkpoint, and with one made for inpainting.
+TASKS = [
+    ("tiny_sd", "text2image"),
+    ("tiny_sd", "image2image"),
+    ("tiny_sd", "inpaint"),
+    ("tiny_sd_inpaint", "inpaint"),
+]
+INPAINTERS = ["tiny_sd", "tiny_sd_inpaint", "tiny_sd2", "tiny_sd2_inpaint"]
 
 
 @functools.cache

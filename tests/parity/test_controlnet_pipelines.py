@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_pairs import PROMPT, Pair, generators, mask, photo
+from pipeline_pairs import INPAINTERS, PROMPT, TASKS, Pair, generators, mask, photo
 from tiny_controls import SIZE, control_inputs as inputs, control_pair, drawing
 
 import retouch
 from retouch.utils import make_inpaint_condition
 
 ONE_LEVEL = 1.001 / 255
-KINDS = [
-    ("tiny_sd", "text2image"),
-    ("tiny_sd", "image2image"),
-    ("tiny_sd", "inpaint"),
-    ("tiny_sd_inpaint", "inpaint"),
-]
-INPAINTERS = ["tiny_sd", "tiny_sd_inpaint", "tiny_sd2", "tiny_sd2_inpaint"]
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def made(request: pytest.FixtureRequest) -> Any:
     )
 
 
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -57,7 +50,7 @@ def test_arguments(made: Any, checkpoint: str, task: str, arguments: dict[str, A
     made(checkpoint, task).compare(**{**inputs(task), **arguments})
 
 
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -73,7 +66,7 @@ def test_two_nets(made: Any, checkpoint: str, task: str, arguments: dict[str, An
     made(checkpoint, task, 2).compare(**{**inputs(task, [drawing(), drawing(1)]), **arguments})
 
 
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 def test_a_list_of_one_net(made: Any, checkpoint: str, task: str) -> None:
     made(checkpoint, task, 0).compare(**inputs(task, [drawing()]))
 
@@ -108,7 +101,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-@pytest.mark.parametrize(("checkpoint", "task"), [KINDS[0], KINDS[3]])
+@pytest.mark.parametrize(("checkpoint", "task"), [TASKS[0], TASKS[3]])
 def test_kinds_of_pictures(made: Any, checkpoint: str, task: str, kind: str) -> None:
     rows = 2 if kind.endswith("s") or "list" in kind else 1
     prompts = ["a cat", "a castle"][:rows]
@@ -138,7 +131,7 @@ def test_a_list_of_lists_is_for_each_prompt(made: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 72), (104, 40)])
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 def test_sizes_resize_the_control_picture(
     made: Any, checkpoint: str, task: str, size: tuple[int, int]
 ) -> None:
@@ -150,7 +143,7 @@ def test_sizes_resize_the_control_picture(
     made(checkpoint, task).compare(**given | inputs(task, values()) | {"height": height, "width": width})
 
 
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 def test_the_pictures_own_size(made: Any, checkpoint: str, task: str) -> None:
     given: dict[str, Any] = {**inputs(task, drawing(0, 88, 40)), "height": None, "width": None}
     if task != "text2image":
@@ -184,12 +177,12 @@ def test_padding_mask_crop(made: Any, checkpoint: str, arguments: dict[str, Any]
 
 
 @pytest.mark.parametrize("guess_mode", [False, True])
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 def test_pooled_residuals(made: Any, checkpoint: str, task: str, guess_mode: bool) -> None:
     made(checkpoint, task, global_pool_conditions=True).compare(**inputs(task), guess_mode=guess_mode)
 
 
-@pytest.mark.parametrize(("checkpoint", "task"), KINDS)
+@pytest.mark.parametrize(("checkpoint", "task"), TASKS)
 def test_given_latents(made: Any, checkpoint: str, task: str) -> None:
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     pair = made(checkpoint, task).scheduled("EulerDiscreteScheduler")
@@ -240,7 +233,7 @@ def test_a_positional_call(made: Any) -> None:
 
 
 @pytest.mark.parametrize("nets", [1, 2])
-@pytest.mark.parametrize(("checkpoint", "task"), [KINDS[0], KINDS[3]])
+@pytest.mark.parametrize(("checkpoint", "task"), [TASKS[0], TASKS[3]])
 def test_saved_by_one_loaded_by_the_other(
     made: Any, checkpoint: str, task: str, nets: int, tmp_path: Path
 ) -> None:

@@ -10,19 +10,22 @@ import pytest
 import torch
 from closeness import assert_close
 from PIL import Image
-from pipeline_pairs import PROMPT, Pair, as_tensor, generators, mask, pair, photo, task_inputs
+from pipeline_pairs import (
+    INPAINTERS,
+    PROMPT,
+    TASKS,
+    Pair,
+    as_tensor,
+    generators,
+    mask,
+    pair,
+    photo,
+    task_inputs,
+)
 
 SIZE = {"height": 64, "width": 64}
 # One level of 256: what a rounding at the border of two makes.
 ONE_LEVEL = 1.001 / 255
-
-TASKS = [
-    ("tiny_sd", "text2image"),
-    ("tiny_sd", "image2image"),
-    ("tiny_sd", "inpaint"),
-    ("tiny_sd_inpaint", "inpaint"),
-]
-INPAINTERS = ["tiny_sd", "tiny_sd_inpaint", "tiny_sd2", "tiny_sd2_inpaint"]
 
 
 @pytest.fixture(params=TASKS, ids="-".join)

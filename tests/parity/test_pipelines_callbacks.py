@@ -9,14 +9,8 @@ import pytest
 import torch
 from closeness import assert_close
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
-from pipeline_pairs import PROMPT, Pair, generators, pair, task_inputs
+from pipeline_pairs import PROMPT, TASKS, Pair, generators, pair, task_inputs
 
-TASKS = [
-    ("tiny_sd", "text2image"),
-    ("tiny_sd", "image2image"),
-    ("tiny_sd", "inpaint"),
-    ("tiny_sd_inpaint", "inpaint"),
-]
 NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 MASK_NAMES = [*NAMES, "mask", "masked_image_latents"]
 

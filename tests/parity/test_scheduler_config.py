@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+from scheduler_files import compare_files, settings_of
 
 from retouch import schedulers
-from retouch.schedulers.scheduler import Scheduler
 
 # Some options that are not the default, by class.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -25,10 +24,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 PAIRS = [(one, other) for one in OPTIONS for other in OPTIONS if one != other]
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_has_the_settings_and_defaults_of_its_counterpart(name: str) -> None:
     ours, theirs = getattr(schedulers, name), getattr(diffusers, name)
@@ -37,19 +32,7 @@ def test_has_the_settings_and_defaults_of_its_counterpart(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
-    ours = getattr(schedulers, name)(**OPTIONS[name])
-    ours.save_pretrained(tmp_path / "ours")
-    theirs = getattr(diffusers, name).from_pretrained(tmp_path / "ours")
-    assert settings_of(theirs.config) == settings_of(ours.config)
-
-    theirs.save_pretrained(tmp_path / "theirs")
-    again = Scheduler.from_pretrained(tmp_path, subfolder="theirs")
-    assert type(again) is type(ours)
-    assert settings_of(again.config) == settings_of(ours.config)
-    written = [
-        json.loads((tmp_path / each / "scheduler_config.json").read_text()) for each in ("ours", "theirs")
-    ]
-    assert {**written[0], "_diffusers_version": ""} == {**written[1], "_diffusers_version": ""}
+    compare_files(name, OPTIONS[name], tmp_path)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)

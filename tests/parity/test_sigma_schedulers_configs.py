@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+from scheduler_files import compare_files, settings_of
 from scheduler_grid import assert_same, generators, run_diffusers_style, run_plan
 from sigma_scheduler_runs import reference_run
 
 from retouch import schedulers
-from retouch.schedulers.scheduler import Scheduler
 
 # Some options that are not the default, by class.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -49,10 +48,6 @@ DDIM = {**PNDM, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction
 del DDIM["skip_prk_steps"]
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
 def without_idle_offset(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """All our schedulers have a `steps_offset`; the single-step DPM-Solver does nothing with it."""
     idle = name == "DPMSolverSinglestepScheduler" and settings.get("steps_offset") == 0
@@ -67,16 +62,7 @@ def test_has_the_settings_and_defaults_of_its_counterpart(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
-    ours = getattr(schedulers, name)(**OPTIONS[name])
-    ours.save_pretrained(tmp_path / "ours")
-    theirs = getattr(diffusers, name).from_pretrained(tmp_path / "ours")
-    assert settings_of(theirs.config) == settings_of(ours.config)
-
-    theirs.save_pretrained(tmp_path / "theirs")
-    again = Scheduler.from_pretrained(tmp_path, subfolder="theirs")
-    assert type(again) is type(ours)
-    assert settings_of(again.config) == settings_of(ours.config)
-    assert json.loads((tmp_path / "ours" / "scheduler_config.json").read_text())["_class_name"] == name
+    compare_files(name, OPTIONS[name], tmp_path)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
