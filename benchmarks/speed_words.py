@@ -6,6 +6,8 @@ hole. Two yardsticks: the same edit in bfloat16, and with another seed. With --l
 UNet in full size, from seeded random weights: what is saved there shows, but not what it does to pictures.
 
     python benchmarks/speed_words.py [--quick] [--large] [--model FOLDER] [--output result.json]
+
+The pictures themselves go into docs/pictures/speed_words.jpg.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from report import PROMPTS, ROOT, asked, circumstances, large_unet, print_table, write
 
 import retouch
@@ -44,6 +46,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'speed="balanced"': {"speed": "balanced"},
     'speed="fast"': {"speed": "fast"},
 }
+SHEET = ROOT / "docs" / "pictures" / "speed_words.jpg"
+SHOWN = (
+    "exact",
+    *(name for name in SETTINGS if name.startswith(("speed", "int8", "reuse", "guidance"))),
+    "another seed",
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,26 @@ def words(model: str, count: int) -> list[Row]:
             for row in rows
         ],
     )
+    sheet(found).save(SHEET, quality=80)
     return rows
+
+
+def sheet(found: dict[str, list[Painted]]) -> Image.Image:
+    """What each setting painted: a row for each, with some of the photo around the holes."""
+    cell, label = 112, 210
+    edits = found["exact"]
+    page = Image.new("RGB", (label + cell * len(edits), cell * len(SHOWN)), "white")
+    draw = ImageDraw.Draw(page)
+    for row, name in enumerate(SHOWN):
+        draw.text((6, cell * (row + 0.45)), name, fill="black", font=ImageFont.load_default(size=15))
+        for column, painted in enumerate(found[name]):
+            left, top, right, bottom = BOXES[column % len(BOXES)]
+            margin = max(right - left, bottom - top) // 5
+            seen = Image.fromarray(painted.pixels).crop(
+                (left - margin, top - margin, right + margin, bottom + margin)
+            )
+            page.paste(seen.resize((cell - 2, cell - 2)), (label + cell * column, cell * row))
+    return page
 
 
 @torch.no_grad()
