@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from retouch.models.autoencoder import AutoencoderKL
+from retouch.models.tiny_autoencoder import AutoencoderTiny
 from retouch.models.unet import UNet2DConditionModel
 
 LATENT_CHANNELS = 4
@@ -40,3 +41,18 @@ def make_unet(
         norm_num_groups=16,
         use_linear_projection=True,
     )
+
+
+def make_preview_decoder(width: int = 32) -> AutoencoderTiny:
+    """A decoder alone: the encoder that belongs to the class is a stub, and answers nothing."""
+    network = AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        decoder_block_out_channels=(width,) * 4,
+        num_decoder_blocks=(4, 3, 1, 0),  # most where a map is small: layers for large ones take the time
+        encoder_block_out_channels=(4,),
+        num_encoder_blocks=(0,),
+    )
+    for parameter in network.encoder.parameters():
+        parameter.data.zero_()
+        parameter.requires_grad_(False)
+    return network

@@ -16,6 +16,7 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from retouch.models.autoencoder import AutoencoderKL
+from retouch.models.tiny_autoencoder import AutoencoderTiny
 from retouch.models.unet import UNet2DConditionModel
 from training.state import default_state, write_json
 from training.text import TOKENS
@@ -60,7 +61,7 @@ PROFILE: dict[str, Any] = {
 
 
 def package(state: Path) -> Path:
-    """`<state>/checkpoint`: a StableDiffusionInpaintPipeline, and beside it `unet_regular`."""
+    """`<state>/checkpoint`: a StableDiffusionInpaintPipeline, and beside it parts of our own."""
     folder = state / "checkpoint"
     staged = state / "checkpoint.partial"
     shutil.rmtree(staged, ignore_errors=True)
@@ -68,6 +69,7 @@ def package(state: Path) -> Path:
         ("unet", UNet2DConditionModel.from_pretrained(state / "unet")),
         ("unet_regular", UNet2DConditionModel.from_pretrained(state / "unet_regular")),
         ("vae", AutoencoderKL.from_pretrained(state / "vae")),
+        ("preview_decoder", AutoencoderTiny.from_pretrained(state / "preview_decoder")),
         ("text_encoder", CLIPTextModel.from_pretrained(state / "text_encoder")),
     ):
         part.to(torch.float16).save_pretrained(staged / name)
@@ -133,7 +135,8 @@ def card(state: Path) -> str:
         "names": str(len(NAMES)),
         "sources": "\n".join(rows),
         "compute": "\n".join(
-            _compute(state / f"{stage}.jsonl") for stage in ("vae", "regular", "inpainting")
+            _compute(state / f"{stage}.jsonl")
+            for stage in ("vae", "regular", "inpainting", "preview_decoder")
         ),
     }
     text = CARD.read_text(encoding="utf-8")

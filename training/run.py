@@ -27,7 +27,7 @@ def stages(
     state: Path, size: int, device: str, interrupt: Interrupt
 ) -> list[tuple[str, Callable[[], object]]]:
     """What each stage leaves behind when it is complete, and what makes it."""
-    from training import fetch_data, latents, package, train_unet, train_vae
+    from training import fetch_data, latents, package, train_preview, train_unet, train_vae
 
     settings: dict[str, Any] = dict(size=size, device=device, interrupt=interrupt)
     return [
@@ -39,6 +39,10 @@ def stages(
         ),
         ("unet_regular/config.json", lambda: train_unet.train_regular(state, REGULAR_STEPS, **settings)),
         ("unet/config.json", lambda: train_unet.train_inpainting(state, INPAINTING_STEPS, **settings)),
+        (
+            "preview_decoder/config.json",
+            lambda: train_preview.train(state, train_preview.STEPS, **settings),
+        ),
         ("checkpoint/model_index.json", lambda: package.package(state)),
     ]
 

@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from PIL import Image
 
 import retouch
@@ -34,5 +35,14 @@ def test_the_same_pixels(name: str) -> None:
     theirs = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, **parts).to(torch.float32)
     ours = retouch.AutoPipelineForInpainting.from_pretrained(name)
     assert ours.tokenizer("a red apple").input_ids == theirs.tokenizer("a red apple").input_ids
+    assert "preview_decoder" not in theirs.components
     difference = np.abs(painted(ours) - painted(theirs))
     assert difference.max() < 2e-4
+
+
+def test_the_preview_decoder() -> None:
+    theirs = diffusers.AutoencoderTiny.from_pretrained(shipped_folder(), subfolder="preview_decoder")
+    ours = retouch.AutoencoderTiny.from_pretrained("builtin", subfolder="preview_decoder")
+    latents = torch.randn(1, 4, 5, 7)
+    with torch.no_grad():
+        assert_close(ours.decode(latents).sample, theirs.decode(latents).sample)

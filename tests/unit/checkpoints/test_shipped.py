@@ -14,6 +14,7 @@ from retouch.checkpoints import shipped
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.shipped import BUILT_IN, shipped_folder
 from retouch.pipelines.auto import AutoPipelineForInpainting, AutoPipelineForText2Image
+from retouch.pipelines.previews import linear_colours, preview
 
 ROOT = Path(__file__).parents[3]
 INPAINTING, REGULAR = "builtin", "builtin-regular"
@@ -77,6 +78,25 @@ def test_one_model_of_it_comes_by_its_name() -> None:
 def test_a_part_may_be_replaced(regular: Any) -> None:
     mixed = AutoPipelineForInpainting.from_pretrained(INPAINTING, unet=regular.unet)
     assert mixed.unet is regular.unet and mixed.keeps_original
+
+
+@torch.no_grad()
+def test_its_preview_decoder_is_small_and_nearer_to_the_vae_than_a_linear_map(hub: Any) -> None:
+    inpainting, regular = (AutoPipelineForInpainting.from_pretrained(name) for name in (INPAINTING, REGULAR))
+    files = (shipped_folder() / "preview_decoder").iterdir()
+    assert sum(path.stat().st_size for path in files) < 1e6
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    disc = torch.where(rows**2 + columns**2 < 0.4, 0.7, -0.3)
+    pixels = torch.stack([disc, -disc * rows, columns * 0.5])[None]
+    latents = inpainting.encode(pixels, torch.Generator())
+    exact = inpainting.decode(latents).clamp(-1, 1)
+
+    def distance(found: torch.Tensor) -> float:
+        return (found - exact).square().mean().item()
+
+    for pipeline in (inpainting, regular):
+        assert distance(preview(pipeline, latents)) < 0.2 * distance(linear_colours(pipeline, latents))
+    assert hub.requests == []
 
 
 def test_the_name_goes_before_a_folder_that_is_called_like_it(

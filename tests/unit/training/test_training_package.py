@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))  # training is no part of the
 import retouch
 from retouch.checkpoints.profile import Profile
 from training import package
-from training.networks import make_autoencoder, make_unet
+from training.networks import make_autoencoder, make_preview_decoder, make_unet
 from training.text import make_text_encoder, make_tokenizer
 from training.train_unet import widen
 from training.vocabulary import NAMES, RELATED
@@ -28,6 +28,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = tmp_path_factory.mktemp("state")
     torch.manual_seed(0)
     make_autoencoder(widths=(8, 8, 16, 16)).save_pretrained(state / "vae")
+    make_preview_decoder(width=8).save_pretrained(state / "preview_decoder")
     make_text_encoder(make_tokenizer(state / "tokenizer")).save_pretrained(state / "text_encoder")
     regular = make_unet(widths=SMALL)
     regular.save_pretrained(state / "unet_regular")
@@ -58,6 +59,7 @@ def test_it_loads_and_paints(folder: Path) -> None:
     assert edit.image.size == (150, 140) and edit.settings["guidance_scale"] < 7.5
     regular = retouch.UNet2DConditionModel.from_pretrained(folder, subfolder="unet_regular")
     assert regular.config.in_channels == 4
+    assert editor.pipeline.preview_decoder.config.decoder_block_out_channels == (8,) * 4
 
 
 def test_it_is_half_precision_and_readable(folder: Path) -> None:
@@ -91,6 +93,7 @@ def test_the_card_is_filled(folder: Path) -> None:
     assert "{{" not in card and f"knows {len(NAMES)} things" in card
     assert "| npm `some-pictures` 1.2 | MIT | Somebody | 1,234 |" in card
     assert "| vae | 9,000 | 1.2 |" in card and "| regular | not trained |" in card
+    assert "| preview_decoder | not trained |" in card
     assert card.startswith("---\nlicense: apache-2.0\n")
 
 
