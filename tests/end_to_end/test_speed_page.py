@@ -31,8 +31,11 @@ def test_the_table_has_what_each_word_stands_for() -> None:
         assert {entry.arg: ast.literal_eval(entry.value) for entry in keywords} == SPEEDS[word]
 
 
-def test_examples(tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Any) -> None:
     """With a tiny checkpoint in place of the built-in one."""
+    retouch.AutoencoderTiny(decoder_block_out_channels=(8,) * 4).save_pretrained(tmp_path / "taesd")
+    hub.add("madebyollin/taesd", tmp_path / "taesd")
+    hub.add("stable-diffusion-v1-5/stable-diffusion-inpainting", tiny_sd_inpaint)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RETOUCH_MODEL", str(tiny_sd_inpaint))
     monkeypatch.setattr(verbs, "_kept", None)
@@ -42,6 +45,7 @@ def test_examples(tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for block in examples(PAGE):
         exec(compile(block.replace('"builtin"', repr(str(tiny_sd_inpaint))), "speed.md", "exec"), names)
     assert names["edit"].settings["speed"] == "fast"
+    assert names["editor"].pipeline.preview_decoder is names["tiny"]
     assert len(names["pictures"]) == 2 and names["pictures"][0].size == (80, 64)
     for line in "".join(examples(PAGE, "sh")).splitlines():
         done(*shlex.split(line)[1:], RETOUCH_MODEL=str(tiny_sd_inpaint))
