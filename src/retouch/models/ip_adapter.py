@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,12 +122,16 @@ def _require_blocks(scale: Mapping[str, Any], layers: Sequence[str]) -> None:
                 raise ValueError
 
 
-class Context(NamedTuple):
+@dataclass(frozen=True)
+class Context:
     """What the blocks of a UNet with adapters attend to."""
 
     text: Tensor
     images: Sequence[Tensor]  # (rows, images, tokens, width) for each adapter
     weighting: Weighting
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
 class ImagePromptAttention(Attention):

@@ -216,14 +216,15 @@ class UNetEncoder(nn.Module):
     ) -> Tensor:
         """What all residual blocks are told: the timestep, and what the family adds to it.
 
-        That is the pooled text and the sizes for SDXL, the image embedding for Kandinsky 2.2.
+        That is the pooled text and the sizes for SDXL, the image embedding for Kandinsky 2.2. One row, if
+        there is nothing in which the picture's rows differ.
         """
         if timestep_cond is not None and self.time_embedding.cond_proj is None:
             raise InputError(
                 "timestep_cond was given, but this model's time_cond_proj_dim is None: it is not distilled "
                 "to take the guidance scale as an input. Leave timestep_cond out."
             )
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         waves = self._sinusoids(timesteps, self.conv_in.out_channels, sample.dtype)
         temb = self.time_embedding(waves, timestep_cond)
         if self.add_embedding is None:

@@ -19,6 +19,9 @@ from retouch.devices import randn
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.models.lora import scaled
 from retouch.models.prepared.graphs import recorded
+from retouch.models.prepared.prepare import is_prepared
+from retouch.models.prepared.weights import has_hooks
+from retouch.models.unet import UNet2DConditionModel
 from retouch.pipelines.callbacks import Listener
 from retouch.pipelines.request import Request, Task
 from retouch.sampling.denoise import Progress, denoise
@@ -189,8 +192,9 @@ class Run(ABC):
             pipeline.progress_bar(total=requested) as bar,
         ):
             inputs = self.guidance.pair(conditioning)
+            shares_sides = _can_share_sides(model)
             model = self.accelerated(recorded(model) if pipeline.placement.is_lasting else model)
-            predict = Predictor(model, plan, self.guidance, inputs, channels, control)
+            predict = Predictor(model, plan, self.guidance, inputs, channels, control, shares_sides)
             listener = Listener(self, predict, region)
             silent = len(plan) - requested * plan.order  # PNDM's warm-up takes steps that nobody asked for
             for done, progress in enumerate(denoise(self.windowed(predict), plan, latents, region), start=1):
@@ -239,3 +243,13 @@ class Run(ABC):
         """What draws `count` rows: of a list, the generator of the first picture made from each of them."""
         generator = self.generator
         return generator[:: self.rows // count] if isinstance(generator, Sequence) else generator
+
+
+def _can_share_sides(model: Any) -> bool:
+    """Whether a model may compute what is equal on both sides of the guidance once: a prepared UNet.
+
+    But whoever listens to one of its layers, or put something in place of its forward, expects both sides.
+    """
+    if type(model) is not UNet2DConditionModel or not is_prepared(model):
+        return False
+    return not any("forward" in layer.__dict__ or has_hooks(layer) for layer in model.modules())

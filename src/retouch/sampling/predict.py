@@ -25,6 +25,7 @@ class Predictor:
     inputs: dict[str, Any]  # keyword inputs of the model, both sides of the guidance
     channels: Tensor | None = None  # joined after the latents: a mask, a masked picture
     control: Control | None = None  # adds to the model's own tensors what control pictures ask for
+    shares_sides: bool = False  # the model computes once what is equal on both sides of the guidance
 
     def __call__(self, latents: Tensor, step: Step) -> Tensor:
         guidance = self.guidance.at(self.plan, step)
@@ -35,5 +36,7 @@ class Predictor:
         extra = {} if self.control is None else self.control(x, step, inputs, guidance)
         if self.channels is not None:  # after scaling: a mask is not noise
             x = torch.cat([x, guidance.repeat(self.channels)], dim=1)
+        if self.shares_sides and guidance.active:
+            extra["copies"] = 2
         prediction = self.model(x, step.timestep, **inputs, **extra, return_dict=False)[0]
         return guidance.combine(prediction)
