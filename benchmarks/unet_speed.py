@@ -167,9 +167,14 @@ def convert(part: Part, folder: Path, openvino_python: str) -> None:
     import torch
     from full_size_check import CLASSES
 
+    is_large = part.family == "sdxl"  # in float32 it would take 24 GB to convert
     model = getattr(diffusers, CLASSES[part.network][0]).from_pretrained(  # type: ignore[index]
-        folder / part.network, torch_dtype=torch.float32
+        folder / part.network, torch_dtype=torch.float16 if is_large else torch.float32
     )
+    if is_large:
+        from openvino.frontend.pytorch import patch_model
+
+        getattr(patch_model, "__make_16bit_traceable")(model)  # as its own exporters do
     function = called(model, part)
 
     class Alone(torch.nn.Module):
@@ -185,7 +190,7 @@ def convert(part: Part, folder: Path, openvino_python: str) -> None:
         made = openvino.convert_model(
             Alone().eval(), example_input=given, input=[value.shape for value in inputs_of(part).values()]
         )
-    openvino.save_model(made, converted(part, folder), compress_to_fp16=part.family == "sdxl")
+    openvino.save_model(made, converted(part, folder), compress_to_fp16=is_large)
 
 
 def work(part: Part, contender: str, precision: str, threads: int, folder: Path, cpu_time: bool) -> None:
