@@ -1,10 +1,10 @@
 """A guided step with what both sides of the guidance have in common computed once, and twice.
 
-That is what a UNet does between its first convolution and its first attention to the text. A prepared UNet of the built-in checkpoint (or
---model) and, with --large, SD 1.5's for inpainting at 512x512, full size, seeded random weights, in bfloat16
-on one thread; with all levels, and with deep features reused. Seconds are the processor's, in turns, medians;
-the ratio is the median of the pairs'. Then what could be kept for a whole call: the layers that see only the
-text, or only the time.
+That is what a UNet does between its first convolution and its first attention to the text. A prepared UNet
+of the built-in checkpoint (or --model) and, with --large, SD 1.5's for inpainting at 512x512, full size,
+seeded random weights, in bfloat16 on one thread; with all levels, and with deep features reused. Seconds are
+the processor's, in turns, medians; the ratio is the median of the pairs'. Then what could be kept for a whole
+call: the layers that see only the text, or only the time.
 
     python benchmarks/sides_of_guidance.py [--quick] [--large] [--output result.json]
 """
