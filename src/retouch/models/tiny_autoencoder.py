@@ -59,8 +59,8 @@ class AutoencoderTinyConfig(Config):
             numbers, channels = getattr(self, blocks), getattr(self, widths)
             if len(numbers) != len(channels) or len(set(channels)) != 1:
                 raise ConfigError(
-                    f"{blocks} = {numbers} and {widths} = {channels} do not make a tiny autoencoder. It needs "
-                    "as many numbers of blocks as widths, and the same width at all levels. Use the "
+                    f"{blocks} = {numbers} and {widths} = {channels} do not make a tiny autoencoder. It "
+                    "needs as many numbers of blocks as widths, and the same width at all levels. Use the "
                     "config.json that belongs to the weights."
                 )
 
