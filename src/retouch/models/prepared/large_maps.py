@@ -24,7 +24,7 @@ from retouch.models.prepared.weights import has_hooks, is_inference
 
 LARGE = 2**24  # values in a map; a UNet's are smaller
 HUGE = 2**27  # in a map that counts by itself in the memory of a process
-BAND = 2**21  # values in a band
+BAND = 2**20  # values in a band
 # Values of a map whose mean, summed in float32, has the digits that this dtype can show.
 SUMMED = {torch.float32: 2**18, torch.bfloat16: 2**21}
 
