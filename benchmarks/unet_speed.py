@@ -109,7 +109,7 @@ def with_torch(part: Part, contender: str, precision: str, folder: Path) -> Call
     module = __import__(library or home, fromlist=[name])
     model = getattr(module, name).from_pretrained(folder / part.network, torch_dtype=dtype)
     if contender == "prepared":
-        from retouch.models.prepared.prepare import prepare
+        from retouch.models.prepared.prepare import pack, prepare
 
         prepare(model)
     function = called(model, part)
@@ -117,6 +117,8 @@ def with_torch(part: Part, contender: str, precision: str, folder: Path) -> Call
 
     def run() -> Any:
         with torch.inference_mode():
+            if contender == "prepared":
+                pack(model)  # as a pipeline's call does
             return function(*given).float().numpy()
 
     return run

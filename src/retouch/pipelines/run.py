@@ -19,7 +19,7 @@ from retouch.devices import randn
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.models.lora import scaled
 from retouch.models.prepared.graphs import recorded
-from retouch.models.prepared.prepare import is_prepared
+from retouch.models.prepared.prepare import is_prepared, pack
 from retouch.models.prepared.weights import has_hooks
 from retouch.models.unet import UNet2DConditionModel
 from retouch.pipelines.callbacks import Listener
@@ -193,7 +193,11 @@ class Run(ABC):
         ):
             inputs = self.guidance.pair(conditioning)
             shares_sides = _can_share_sides(model)
-            model = self.accelerated(recorded(model) if pipeline.placement.is_lasting else model)
+            if pipeline.placement.is_lasting:
+                if isinstance(model, torch.nn.Module):
+                    pack(model)
+                model = recorded(model)
+            model = self.accelerated(model)
             predict = Predictor(model, plan, self.guidance, inputs, channels, control, shares_sides)
             listener = Listener(self, predict, region)
             silent = len(plan) - requested * plan.order  # PNDM's warm-up takes steps that nobody asked for

@@ -26,6 +26,9 @@ class Linear(KeepsWeight, nn.Linear):
         packed = self.kept(_LINEAR, x)
         return super().forward(x) if packed is None else onednn.linear(x, packed, self.bias)
 
+    def usual_form(self) -> Form:
+        return _LINEAR
+
 
 CONVOLUTION = Form(
     lambda layer, weight: onednn.pack_convolution(weight, layer.padding, layer.stride, layer.dilation),
@@ -50,19 +53,21 @@ class Conv2d(KeepsWeight, nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = None
-        is_pointwise = self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0)
+        form, packed = self.usual_form(), None
         if x.ndim == 4 and is_inference(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            form = _POINTWISE if is_pointwise else CONVOLUTION
-            packed = self.kept(form, x) if self.in_channels >= _FEW else None
+            packed = None if form is None else self.kept(form, x)
         if packed is None:
             y = super().forward(x)
-        elif is_pointwise:
+        elif form is _POINTWISE:
             y = onednn.linear(x.movedim(1, -1), packed, self.bias).movedim(-1, 1)
         else:
             y = onednn.convolution(x, packed, self.bias, self.padding, self.stride, self.dilation)
         return y.contiguous() if self.out_channels < _FEW else y
+
+    def usual_form(self) -> Form | None:
+        is_pointwise = self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0)
+        return None if self.in_channels < _FEW else _POINTWISE if is_pointwise else CONVOLUTION
 
 
 def is_free(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -87,6 +92,12 @@ class GEGLU(attention.GEGLU):
         value_bias, gate_bias = proj.bias.chunk(2)
         gate = onednn.linear(x, halves[1], gate_bias, "gelu")
         return onednn.linear_times(x, halves[0], value_bias, gate)
+
+    def pack(self) -> None:
+        """Have the layer's weight in halves."""
+        proj: Any = self.proj
+        if is_free(proj, Linear):
+            proj._keep(_HALVES)
 
 
 class FeedForward(attention.FeedForward):
@@ -144,6 +155,12 @@ class Upsample2D(layers.Upsample2D):
         y = x.new_empty(len(x), 2 * height, 2 * width, conv.out_channels).permute(0, 3, 1, 2)
         self.fill(y, x, kernels[0])
         return y
+
+    def pack(self) -> None:
+        """Have the convolution's weight in phases."""
+        conv: Any = self.conv
+        if is_free(conv, Conv2d):
+            conv._keep(_PHASES)
 
     def fill(self, y: Tensor, x: Tensor, kernels: Any) -> None:
         """Write what becomes of `x` into `y`."""

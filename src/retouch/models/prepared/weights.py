@@ -78,6 +78,16 @@ class KeepsWeight:
             mine = self._keep(form)
         return None if mine is None or mine[2] != x.dtype else mine[1]
 
+    def usual_form(self) -> Form | None:
+        """The form that calls use where the layer works by itself."""
+        raise NotImplementedError
+
+    def pack(self) -> None:
+        """Take the usual form now, unless the weight has one."""
+        form = self.usual_form()
+        if form is not None and self.__dict__.get("_kept") is None:
+            self._keep(form)
+
     def _keep(self, form: Form) -> Any:
         with _changing, torch.inference_mode(False), torch.no_grad():
             mine = self.__dict__.get("_kept")

@@ -15,7 +15,7 @@ from torch import nn
 
 from retouch.models import attention, layers
 from retouch.models.prepared import onednn
-from retouch.models.prepared.prepare import prepare
+from retouch.models.prepared.prepare import pack, prepare
 from retouch.models.prepared.weights import samples
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
@@ -249,3 +249,26 @@ def test_samples_tell_of_a_change_and_leave_a_kept_weight_where_it_is() -> None:
         assert layer[0].__dict__["_kept"] is not None
         layer[0].weight[0, 0] += 1
     assert not torch.equal(torch.cat(samples(layer)), before)
+
+
+def test_packing_ahead_gives_the_forms_that_calls_use(net: Net, plain: Net, x: torch.Tensor) -> None:
+    net.pointwise = prepare(nn.Conv2d(32, 20, 1).to(x.dtype))
+    pack(net)
+    before = {name: vars(layer)["_kept"] for name, layer in net.named_modules() if "_kept" in vars(layer)}
+    assert sorted(before) == sorted([*KEEPING, "pointwise"])
+    with torch.no_grad():
+        run(net, x)
+        net.pointwise(net.conv_in(x))
+    pack(net)
+    after = {name: vars(net.get_submodule(name))["_kept"] for name in before}
+    assert all(after[name] is before[name] for name in before), "nothing is packed twice"
+    del net.pointwise
+    assert_same_state(net, plain)
+
+
+def test_packing_leaves_plain_models_and_held_weights_alone(net: Net, plain: Net) -> None:
+    held, weights = net.out.weight, list(plain.parameters())
+    pack(net)
+    pack(plain)
+    assert keeping(net) == KEEPING[:-1] and net.out.weight is held
+    assert all(mine is theirs for mine, theirs in zip(plain.parameters(), weights, strict=True))
