@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from retouch.models.prepared import allocator
 from retouch.models.prepared.allocator import giving_back, keeping_blocks
@@ -99,16 +100,23 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allocator._glibc() is None
 
 
-def resident() -> int:
+IN_A_PROCESS = """
+import torch
+from retouch.models.prepared.allocator import keeping_blocks
+
+def resident():
     with open("/proc/self/statm") as pages:
         return int(pages.read().split()[1]) * 4096
+
+size = 2**26
+before = resident()
+with keeping_blocks():
+    torch.ones(size)
+    assert resident() > before + 3 * size, "it was freed, and stays with the process"
+assert resident() < before + size
+"""
 
 
 @pytest.mark.skipif(allocator._glibc() is None, reason="not glibc, or the environment has settings for it")
 def test_memory_goes_back_at_the_end() -> None:
-    size = 2**26
-    before = resident()
-    with keeping_blocks():
-        torch.ones(size)
-        assert resident() > before + 3 * size, "it was freed, and stays with the process"
-    assert resident() < before + size
+    subprocess.run([sys.executable, "-c", IN_A_PROCESS], check=True)
