@@ -135,12 +135,12 @@ def _normed_convolution(
         return y if plus is None else y + plus(0, y.shape[2])
     found = statistics(x, norm)
     batch, channels, height, width = x.shape
-    y = x if in_place else _empty_like(x, conv.out_channels)
+    y = x if in_place else _room(x, channels=conv.out_channels)
     above = x.new_zeros(batch, width, 1, channels).permute(0, 3, 2, 1)
     read = 0  # rows that went in so far; the last two of them are needed again
     for top, end in bands(x):
         ahead = min(end + 1, height)
-        seen = _rows(x, above.shape[2] + (ahead - read) + (end == height))
+        seen = _room(x, rows=above.shape[2] + (ahead - read) + (end == height))
         seen[:, :, : above.shape[2]] = above
         active = seen[:, :, above.shape[2] : above.shape[2] + ahead - read]
         for picture, place, each in zip(x[:, :, read:ahead].split(1), active.split(1), found, strict=True):
@@ -153,10 +153,10 @@ def _normed_convolution(
     return y
 
 
-def _rows(x: Tensor, rows: int) -> Tensor:
-    """Room for so many rows of a map, in channels-last order."""
-    batch, channels, _, width = x.shape
-    return x.new_empty(batch, rows, width, channels).permute(0, 3, 1, 2)
+def _room(x: Tensor, *, rows: int | None = None, channels: int | None = None) -> Tensor:
+    """Room for a map in channels-last order, like `x` but for the number of rows or channels."""
+    height, width = x.shape[2:]
+    return x.new_empty(len(x), rows or height, width, channels or x.shape[1]).permute(0, 3, 1, 2)
 
 
 class Upsample2D(layers.Upsample2D):
@@ -168,7 +168,7 @@ class Upsample2D(layers.Upsample2D):
         height = x.shape[2]
         for top, end in bands(x):
             first, last = max(top - 1, 0), min(end + 1, height)
-            seen = _rows(x, end - top + 2)
+            seen = _room(x, rows=end - top + 2)
             seen[:, :, first - top + 1 : last - top + 1] = x[:, :, first:last]
             if top == 0:
                 seen[:, :, :1] = 0
@@ -195,8 +195,3 @@ class Decoder(autoencoder.Decoder):
                 x = x.contiguous(memory_format=torch.channels_last)
                 return _normed_convolution(x, self.conv_norm_out, self.conv_out).contiguous()
             return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def _empty_like(x: Tensor, channels: int) -> Tensor:
-    batch, _, height, width = x.shape
-    return x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
