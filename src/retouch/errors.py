@@ -9,12 +9,18 @@
     ├── NumericsError     (ArithmeticError)  the latents became NaN or infinite
     └── Cancelled                         the caller stopped the run between two steps
 
-Each message has three parts: what was given, what is accepted, what to do next.
+Each message has three parts: what was given, what is accepted, what to do next. `error.parameter` is the name
+of the argument that it concerns, where there is one, so that a command line or a server can name its own flag or
+field.
 """
 
 
 class RetouchError(Exception):
-    """Base of all errors raised on purpose by retouch."""
+    """Base of all errors that retouch raises on purpose."""
+
+    def __init__(self, message: str = "", *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class InputError(RetouchError, ValueError):
