@@ -1,6 +1,6 @@
-"""What an editor need not compute again: text states of prompts and latents of pictures that it met lately.
+"""Text states of prompts and latents of pictures, kept from one edit to the next.
 
-Kept by everything that changes the answer, weights included, and never more than a few of each.
+An entry's key holds everything that changes its value, weights included. Only a few of each kind are kept.
 """
 
 from __future__ import annotations
@@ -12,76 +12,42 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from retouch.models.prepared.weights import samples
-from retouch.pipelines.latent_diffusion import LatentDiffusion
-from retouch.pipelines.pipeline import Pipeline
+from retouch.families.call import Call
+from retouch.families.family import Parts
+from retouch.kernels import weight_samples
 
-# Call arguments of the states that encode_prompt returns, by how many it returns.
-_NAMES = {
-    2: ("prompt_embeds", "negative_prompt_embeds"),
-    4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-}
 _PROMPTS, _PICTURES = 32, 16
+# The arguments of a call that change its text states.
+_TEXT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip", "prompt_syntax", "cross_attention_kwargs")
+_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 
 
 class PipelineCache:
-    """For the Stable Diffusion families; other pipelines are given what the caller gave."""
+    """A `Cache` of pipelines/inputs.py for the edits of one editor."""
 
     def __init__(self) -> None:
         self._states, self._latents = _Recent(_PROMPTS), _Recent(_PICTURES)
 
-    def prompts(
-        self, pipeline: Pipeline, prompt: str, negative: str | None, guidance: float
-    ) -> dict[str, Any]:
-        """The prompt arguments of a call: text states, or the texts themselves where adapters may turn up."""
-        if not isinstance(pipeline, LatentDiffusion) or pipeline.get_list_adapters():
-            return {"prompt": prompt, "negative_prompt": negative}
-        guided = pipeline.uses_guidance(guidance)
-        encoder: Any = pipeline
+    def read(self, parts: Parts, call: Call, *, guided: bool, make: Callable[[], Any]) -> Any:
+        """Return what the encoders make of a call's prompts."""
+        lora: Any = getattr(parts, "get_list_adapters", dict)
+        if lora() or any(getattr(call, name) is not None for name in _EMBEDDINGS):
+            return make()
+        texts = tuple(repr(getattr(call, name)) for name in _TEXT_ARGUMENTS)
+        switches = tuple(getattr(parts, name) for name in parts.family.switches)
+        key = (texts, repr(call.own), switches, guided, str(parts.device), _text_parts(parts))
+        return self._states.get(key, make)
 
-        def encode() -> dict[str, Any]:
-            states = encoder.encode_prompt(
-                prompt, negative_prompt=negative, do_classifier_free_guidance=guided
-            )
-            return {name: state for name, state in zip(_NAMES[len(states)], states, strict=True)}
-
-        key = prompt, negative, guided, str(pipeline.device), _text_parts(pipeline)
-        return {name: state for name, state in self._states.get(key, encode).items() if state is not None}
-
-    def pictures(
-        self, pipeline: Pipeline, picture: Image.Image, mask: Image.Image, strength: float
-    ) -> dict[str, Any]:
-        """The picture arguments of a call: latents of what the model takes in, always of the same noise."""
-        given: dict[str, Any] = {"image": picture, "mask_image": mask}
-        if not isinstance(pipeline, LatentDiffusion):
-            return given
-        pixels = pipeline.image_processor.preprocess(picture)
-        levels = np.asarray(mask)
-        if pipeline.joins_mask:
-            kept = torch.from_numpy(levels < 128)
-            given["masked_image_latents"] = self._encoded(pipeline, pixels * kept)
-        is_soft = bool(((levels > 0) & (levels < 255)).any())
-        if pipeline.keeps_original or strength < 1 or is_soft:
-            given["image"] = self._encoded(pipeline, pixels)
-        return given
-
-    def _encoded(self, pipeline: LatentDiffusion, pixels: Tensor) -> Tensor:
-        @torch.no_grad()
-        def encode() -> Tensor:
-            source = torch.Generator().manual_seed(0)
-            return pipeline.encode(pixels.to(pipeline.device, pipeline.unet.dtype), source)
-
-        digest = hashlib.sha256(pixels.numpy().tobytes()).digest()
-        tiles = pipeline.vae.use_tiling and pipeline.vae.tile_sample_min_size
-        place = str(pipeline.device), pipeline.unet.dtype
-        latents: Tensor = self._latents.get(
-            (digest, pixels.shape, tiles, place, _fingerprint(pipeline.vae)), encode
-        )
+    def encoded(self, parts: Parts, pixels: Tensor, make: Callable[[Any], Tensor]) -> Tensor:
+        """Return the latents of pixels, always with the same noise."""
+        vae = parts.part(parts.family.autoencoder)
+        tiles = getattr(vae, "use_tiling", False) and vae.tile_sample_min_size
+        digest = hashlib.sha256(pixels.float().cpu().numpy().tobytes()).digest()
+        key = digest, pixels.shape, pixels.dtype, tiles, str(parts.device), _fingerprint(vae)
+        latents: Tensor = self._latents.get(key, lambda: make(torch.Generator().manual_seed(0)))
         return latents
 
 
@@ -93,7 +59,7 @@ class _Recent:
         self._values: OrderedDict[Any, Any] = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of a key, made where there is none."""
+        """Return the value of a key, and make it if there is none."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -106,20 +72,20 @@ class _Recent:
         return value
 
 
-def _text_parts(pipeline: Pipeline) -> tuple[Any, ...]:
-    """Text encoders and tokenizers: other ones, learned words and fused adapters make other states."""
-    parts: list[Any] = []
-    for name, part in pipeline.components.items():
+def _text_parts(parts: Parts) -> tuple[Any, ...]:
+    """Return what identifies text encoders and tokenizers. Learned words and fused adapters change it."""
+    found: list[Any] = []
+    for name, part in parts.components.items():
         if name.startswith("text_encoder") and part is not None:
-            parts += [_fingerprint(part), weakref.ref(part.get_input_embeddings().weight)]
+            found += [_fingerprint(part), weakref.ref(part.get_input_embeddings().weight)]
         elif name.startswith("tokenizer") and part is not None:
-            parts += [weakref.ref(part), len(part)]
-    return tuple(parts)
+            found += [weakref.ref(part), len(part)]
+    return tuple(found)
 
 
 @torch.no_grad()
 def _fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """Which module, and what is in it as far as a few values of each tensor tell."""
-    content = torch.cat(samples(module)).cpu().numpy().tobytes()
+    """Return which module it is, and a digest of a few values of each of its tensors."""
+    content = torch.cat(weight_samples(module)).cpu().numpy().tobytes()
     dtype = next(module.parameters()).dtype
     return weakref.ref(module), dtype, hashlib.sha256(content).digest()

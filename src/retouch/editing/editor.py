@@ -27,7 +27,7 @@ from retouch.errors import InputError
 from retouch.images.holes import crops, read_hole
 from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
-from retouch.pipelines.recording import Recording
+from retouch.pipelines.progress import Recording
 
 _THINGS = "object, thing, person, animal, text, watermark, logo"
 

@@ -17,7 +17,7 @@ from retouch.errors import InputError
 from retouch.images.fill import Fill
 from retouch.images.holes import MaskMode
 from retouch.images.join import Method
-from retouch.pipelines.request import check_interval
+from retouch.families.call import check_interval
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from retouch.images.join import join, softened
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
-from retouch.pipelines.previews import preview as preview_of
-from retouch.pipelines.recording import Recording
+from retouch.pipelines.progress import Recording, preview as preview_of
 
 _SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps fewer of its pixels is painted a second time
 _LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
@@ -124,7 +123,7 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
         inside = np.asarray(Image.fromarray(painting.hole).resize(size, Image.Resampling.BOX)) > 0
         picture = fill_hole(picture, inside, options.fill, seed=painting.seed)
     shrinks = size[0] * size[1] < _SHRINKS_TOO_MUCH * own[0] * own[1]
-    refine = refine and not options.one_pass and shrinks and "strength" in painting.pipeline.task.arguments
+    refine = refine and not options.one_pass and shrinks
     second = math.ceil(_REFINE * options.steps) if refine else 0
     report = _Report(painting, options.steps + second)
     result = _call(painting, picture, options.strength, options.steps, report)
@@ -141,15 +140,18 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
 def _call(
     painting: _Painting, pixels: np.ndarray, strength: float, steps: int, report: _Report, **extra: Any
 ) -> Image.Image:
-    options, pipeline, cache = painting.job.options, painting.pipeline, painting.job.cache
+    options, pipeline = painting.job.options, painting.pipeline
     height, width = pixels.shape[:2]
     mask = _for_latents(painting, (width, height))
     arguments: dict[str, Any] = {
-        **cache.prompts(pipeline, options.prompt, options.negative_prompt, options.guidance_scale),
-        **cache.pictures(pipeline, Image.fromarray(pixels), mask, strength),
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "image": Image.fromarray(pixels),
+        "mask_image": mask,
         "width": width,
         "height": height,
-        "num_inference_steps": steps,
+        "strength": strength,
+        "num_inference_steps": scheduled_steps(steps, strength),
         "guidance_scale": options.guidance_scale,
         "guidance_interval": options.guidance_interval,
         "reuse_deep_features": options.reuse_deep_features,
@@ -157,10 +159,7 @@ def _call(
         "record": painting.job.recording if report.is_first else None,
         **extra,
     }
-    if "strength" in pipeline.task.arguments:
-        arguments["strength"] = strength
-        arguments["num_inference_steps"] = scheduled_steps(steps, strength)
-    with pipeline.start(**arguments) as run:
+    with pipeline.start(**arguments, cache=painting.job.cache) as run:
         for progress in run:
             report.tell(run, progress, steps)
         report.end(steps)

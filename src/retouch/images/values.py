@@ -13,6 +13,9 @@ from torch import Tensor
 
 from retouch.errors import InputError
 
+# ITU-R 601 in the 16-bit fractions that Pillow uses. Their sum is exactly 1, so white stays 1.
+_LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+
 
 def described(value: Any) -> str:
     """What a message calls it: the type, and of arrays the dtype and shape."""
@@ -100,3 +103,25 @@ def one_batch(parts: list[Tensor], argument_name: str) -> Tensor:
             "of one call must agree. Resize or convert them, or make one call for each."
         )
     return torch.cat(parts)
+
+
+def brightness(values: Any, parameter: str) -> Tensor:
+    """Return the brightness of a mask's array or tensor: (batch, 1, height, width), 0 to 1."""
+    tensor = as_tensor(values, parameter)
+    channels_last = isinstance(values, np.ndarray) and (values.ndim == 4 or values.shape[-1] in (1, 3, 4))
+    if channels_last and values.ndim > 2:
+        tensor = tensor.reshape(-1, *tensor.shape[-3:]).movedim(-1, 1)
+    elif tensor.ndim < 4:
+        tensor = tensor.reshape(-1, 1, *tensor.shape[-2:])
+    if tensor.shape[1] not in (1, 3):
+        raise InputError(
+            f"{parameter} has {tensor.shape[1]} channels (shape {tuple(values.shape)}). 1 is accepted, or 3, "
+            "whose brightness is taken. Pass one channel, for example the alpha alone if that is meant.",
+            parameter=parameter,
+        )
+    levels = fractions(tensor, parameter, flags=True)
+    require_range(levels, 0, parameter)
+    if levels.shape[1] == 1:
+        return levels
+    red, green, blue = levels.split(1, dim=1)
+    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]

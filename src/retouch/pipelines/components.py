@@ -1,7 +1,7 @@
-"""The parts that a pipeline's folder can name, and how each is read and written.
+"""The parts that a pipeline's folder can name: reading and writing each of them.
 
 model_index.json gives for each part a library and a class. Models and schedulers are ours under the
-reference's names; text and image encoders and tokenizers are transformers'.
+reference's names; text encoders, image encoders and tokenizers come from transformers.
 """
 
 from __future__ import annotations
@@ -15,17 +15,9 @@ import torch
 
 from retouch.checkpoints.clip_vocabulary import MAX_TOKENS, clip_vocabulary
 from retouch.errors import CheckpointError, ConfigError
+from retouch.families.registry import model_homes
 from retouch.schedulers import by_name
 
-_MODELS = {
-    "UNet2DConditionModel": "retouch.models.unet",
-    "AutoencoderKL": "retouch.models.autoencoder",
-    "AutoencoderTiny": "retouch.models.tiny_autoencoder",
-    "VQModel": "retouch.models.movq",
-    "PriorTransformer": "retouch.models.prior_transformer",
-    "ControlNetModel": "retouch.models.controlnet",
-    "MultiControlNetModel": "retouch.models.controlnet",
-}
 _SAFETY = {"StableDiffusionSafetyChecker": "retouch.models.safety_checker"}
 _ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
 _PROCESSORS = {
@@ -38,7 +30,7 @@ _PROCESSORS = {
 
 
 def subfolders(named: Mapping[str, str]) -> list[str]:
-    """The folders in which parts of these classes are; one with a star stands for all that fit."""
+    """Return the folders of parts of these classes; a name with a star stands for all that match."""
     several = [f"{part}_*" for part, class_name in named.items() if class_name == "MultiControlNetModel"]
     return [*named, *several]
 
@@ -52,7 +44,7 @@ def load_component(
     dtype: torch.dtype | None,
     pickled: bool,
 ) -> Any:
-    """The part of class `class_name` from `folder`/`subfolder`, which is on this machine."""
+    """Load the part of class `class_name` from `folder`/`subfolder` on this machine."""
     use_safetensors = False if pickled else None
     if (model := model_class(class_name)) is not None:
         return model.from_pretrained(
@@ -73,27 +65,28 @@ def load_component(
             dtype=dtype or torch.float32,
             use_safetensors=use_safetensors is None,
         )
-    known = [*_MODELS, *_SAFETY, *_ENCODERS, *_PROCESSORS]
+    known = [*model_homes(), *_SAFETY, *_ENCODERS, *_PROCESSORS]
     raise ConfigError(
         f"{folder / 'model_index.json'} names a {class_name} as its {subfolder}. Known are the schedulers "
         f"and {', '.join(known)}. Give that part yourself, {subfolder}=..., if it does the same as one of "
-        "these."
+        "these.",
+        parameter=subfolder,
     )
 
 
 def model_class(class_name: str) -> Any:
-    """Our model of that name, if there is one."""
-    home = _MODELS.get(class_name)
+    """Return our model of that name, or None."""
+    home = model_homes().get(class_name)
     return None if home is None else getattr(import_module(home), class_name)
 
 
 def is_tokenizer(class_name: str) -> bool:
-    """Whether a part of that class holds no weights, but words."""
+    """Return whether parts of that class are tokenizers."""
     return class_name.startswith("CLIPTokenizer")
 
 
 def clip_tokenizer(pad_token: str) -> Any:
-    """CLIP's tokenizer, for a checkpoint that brings none."""
+    """Return CLIP's tokenizer, for a checkpoint without one."""
     transformers: Any = import_module("transformers")
     vocabulary, merges = clip_vocabulary()
     return transformers.CLIPTokenizer(
@@ -108,7 +101,7 @@ def text_encoder_from(
     dtype: torch.dtype | None,
     source: str,
 ) -> Any:
-    """A text encoder of transformers out of tensors that are in memory already; they are not copied."""
+    """Return a text encoder of transformers with tensors that are in memory already; they are not copied."""
     transformers: Any = import_module("transformers")
     config = transformers.CLIPTextConfig.from_dict(dict(settings))
     return _load_encoder(
@@ -124,7 +117,7 @@ def text_encoder_from(
 def _load_encoder(cls: Any, source: str, folder: Path | None, **how: Any) -> Any:
     logging: Any = import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the pipeline shows one of its own
+    logging.disable_progress_bar()  # the pipeline shows its own
     try:
         model, report = cls.from_pretrained(folder, output_loading_info=True, **how)
     except (OSError, ValueError, RuntimeError) as error:
@@ -147,12 +140,12 @@ def _load_encoder(cls: Any, source: str, folder: Path | None, **how: Any) -> Any
 
 
 def plain(component: Any) -> Any:
-    """The part itself, where torch.compile wrapped it."""
+    """Return the part itself, without the wrapper of torch.compile."""
     return getattr(component, "_orig_mod", component)
 
 
 def index_entry(component: Any) -> list[str | None]:
-    """The library and class of a part as model_index.json names them, so that the reference finds it."""
+    """Return the library and class of a part as model_index.json names them, so that the reference finds it."""
     component = plain(component)
     if component is None:
         return [None, None]

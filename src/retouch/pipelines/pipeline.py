@@ -1,257 +1,339 @@
-"""How a pipeline is called, and the questions that a family of models answers.
+"""A pipeline: named parts, a family, a task and attached adapters. A call of it becomes a run (run.py).
 
-A family (stable_diffusion.py) derives from `Pipeline` and answers what is particular to its models;
-its parts are in bundle.py, loading and saving them in stored.py. The course of a call is in run.py, the loop
-in sampling/denoise.py.
+The classes that people know, with their call signatures, are in compat.py.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from retouch.adapters import ip_adapter, lora
+from retouch.checkpoints.locate import Checkpoint
+from retouch.checkpoints.single_file import names_single_file
+from retouch.devices import available_devices, resolve_dtype
 from retouch.errors import InputError
+from retouch.families.call import Call, Task, make_call
+from retouch.families.latents import LatentLayout
 from retouch.images.processor import VaeImageProcessor
-from retouch.models import int8
-from retouch.models.prepared.allocator import keeping_blocks
-from retouch.models.prepared.prepare import is_chosen
-from retouch.models.unet import UNet2DConditionModel
-from retouch.pipelines.components import plain
-from retouch.pipelines.picture_run import PictureRun
-from retouch.pipelines.pictures import Pictures, prepare
-from retouch.pipelines.previews import check_preview_decoder
-from retouch.pipelines.request import Request, Task
+from retouch.kernels import int8_copy, int8_refusal, is_optimized, keeping_memory
+from retouch.pipelines.inputs import Cache
+from retouch.pipelines.loading import (
+    PartNames,
+    fetched_parts,
+    load_folder,
+    load_single_file,
+    named_parts,
+    open_single_file,
+    save_folder,
+)
+from retouch.pipelines.parts import NamedParts
+from retouch.pipelines.progress import check_preview_decoder
 from retouch.pipelines.run import Run
-from retouch.pipelines.stored import StoredBundle
-from retouch.sampling.conditioning import Conditioning
-from retouch.sampling.control import Control
-from retouch.sampling.guidance import Guidance
 from retouch.sampling.region import Region
-from retouch.sampling.start import shorten
-from retouch.schedulers.plan import Plan
 
 
-class BasePipeline(StoredBundle, ABC):
-    """Parts that belong together, and the calls that use them. Nothing of a call stays on it.
-
-    The abstract members are what a family of models answers; the rest of a call is common to all.
-    """
+class Pipeline(NamedParts):
+    """Parts that belong together, and the calls that use them. A pipeline keeps nothing of a call."""
 
     task: ClassVar[Task]
-    denoiser: ClassVar[str] = "unet"  # the part that predicts
-    size_factor: int = 1  # heights and widths must be multiples of it
-    # What a callback may see of the model's inputs, and where it is among them: for some names the rows of
-    # both sides of the guidance, for others those of the negative side alone.
-    listenable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    listenable_negatives: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    # And of the channels that are joined after the latents. The first or the last of them is the mask.
-    channel_names: ClassVar[Mapping[str, slice]] = {}
-    mask_name: ClassVar[str] = ""
+    call_type: ClassVar[type[Call]] = Call
+    region_class: ClassVar[type[Region]] = Region  # how the loop holds the rest of the picture
+    unlisted_components: ClassVar[Mapping[str, str]] = {"preview_decoder": "AutoencoderTiny"}
+    __call__: Callable[..., Any]  # each named class has the signature of its family
 
-    scheduler: Any
+    vae: Any
+    unet: Any
 
-    @abstractmethod
-    def condition(self, run: Any) -> Conditioning:
-        """What the model is told besides the latents."""
+    def __init__(self, **components: Any) -> None:
+        super().__init__(**components)
+        self.scheduler = self.family.repair(self, self.scheduler, self.task)
+        layout = self.layout
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=layout.multiple,
+            vae_latent_channels=layout.channels,
+            **self.family.picture_settings,
+        )
+        self.mask_processor = VaeImageProcessor(
+            vae_scale_factor=layout.multiple,
+            do_normalize=False,
+            do_binarize=True,
+            do_convert_grayscale=True,
+        )
+        self.control_image_processor = VaeImageProcessor(
+            vae_scale_factor=layout.multiple, do_convert_rgb=True, do_normalize=False
+        )
 
-    @abstractmethod
-    def start(self, *args: Any, **kwargs: Any) -> Run:
-        """Begin a call with the arguments of `__call__`: iterate it step by step, then take `result()`."""
+    def start(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Run:
+        """Begin a call with the arguments of `__call__`: iterate it step by step, then take `result()`.
 
-    def keeping_blocks(self) -> AbstractContextManager[None]:
-        """Around one call or several: optimized models on a CPU need not ask the system for each block."""
-        optimized = any(is_chosen(module) for module in self._modules().values())
-        return keeping_blocks() if optimized and self.device.type == "cpu" else nullcontext()
+        `cache` keeps text states and latents of pictures from one call to the next.
+        """
+        try:
+            bound = inspect.signature(type(self).__call__).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"{type(self).__name__}: {error}. See help({type(self).__name__}).") from None
+        return self._run(bound.arguments, cache)
 
-    def uses_guidance(self, scale: float) -> bool:
-        """Whether this scale takes a second evaluation with the negative inputs."""
-        return scale > 1
+    def _called(self, arguments: Mapping[str, Any]) -> Any:
+        """Run a call to its end; `arguments` are the local variables of `__call__`."""
+        with self.keeping_memory():
+            return self._run(arguments).result()
 
-    def guidance(self, request: Request) -> Guidance:
-        """How the two sides' predictions become one."""
-        scale = request.guidance_scale
-        return Guidance(
-            scale,
-            request.guidance_rescale,
-            active=self.uses_guidance(scale),
-            interval=request.guidance_interval,
+    def _run(self, arguments: Mapping[str, Any], cache: Cache | None = None) -> Run:
+        return Run(self, self._make_call(arguments), cache)
+
+    def _make_call(self, arguments: Mapping[str, Any]) -> Call:
+        given = {name: value for name, value in arguments.items() if name not in ("self", "unknown")}
+        signature = inspect.signature(type(self).__call__).parameters
+        control = self.controlnet_use
+        return make_call(
+            given | arguments.get("unknown", {}),
+            self.task,
+            [name for name in signature if name not in ("self", "unknown")],
+            kind=self.call_type,
+            own=self.family.arguments,
+            control=None if control is None else control.arguments,
+            renamed={} if control is None else {control.argument: "control_image"},
         )
 
     @property
-    def tensor_names(self) -> list[str]:
-        """The tensors that a callback can get."""
-        return ["latents", *self.listenable, *self.listenable_negatives, *self.channel_names]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "task" not in cls.__dict__:
-            return
-        task = cls.task
-
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.keeping_blocks():
-                return self.start(*args, **kwargs).result()
-
-        call.__name__, call.__qualname__ = "__call__", f"{cls.__qualname__}.__call__"
-        call.__signature__ = task.signature()  # type: ignore[attr-defined]
-        call.__doc__ = f"{task.summary}\n\n{task.describe()}"
-        cls.__call__ = call  # type: ignore[method-assign]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no task; use one of the named pipelines.")
-
-    def check(self, request: Any) -> None:
-        """Refuse what this family's models cannot do."""
-
-    def control(self, run: Any, plan: Plan) -> AbstractContextManager[Control | None]:
-        """What steers the model besides its inputs, for as long as the steps take."""
-        return nullcontext()
-
-    def part_of(self, plan: Plan, requested: int, request: Any) -> tuple[Plan, int]:
-        """The part of the schedule that the request takes, and how many of the requested steps that is."""
-        return (plan, requested) if request.image is None else shorten(plan, requested, request.strength)
-
-
-class Pipeline(BasePipeline):
-    """A pipeline whose latents are of pictures."""
-
-    region_class: ClassVar[type[Region]] = Region  # how the loop holds the rest of the picture
-    reports_safety: ClassVar[bool] = False  # the output tuple has a second entry
-    samples_latents: ClassVar[bool] = True  # encoding draws random numbers
-    channel_names: ClassVar = {"mask": slice(0, 1), "masked_image_latents": slice(1, None)}
-    mask_name: ClassVar = "mask"
-
-    unlisted_components: ClassVar = {"preview_decoder": "AutoencoderTiny"}
-
-    vae: Any  # whatever this family calls its autoencoder
-    unet: Any
-
-    keeps_original: bool  # outside the mask the loop holds the latents to the original
+    def layout(self) -> LatentLayout:
+        """How the latents lie: channels, pixels for each latent, scale and shift."""
+        return self.family.layout(self)
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latents; the UNet may take more."""
-        return int(self.vae.config.latent_channels)
-
-    @property
-    def joins_mask(self) -> bool:
-        """Whether the UNet is one for inpainting, which takes the mask and the masked picture, too."""
-        return bool(self.unet.config.in_channels == 2 * self.latent_channels + 1)
+    def vae_scale_factor(self) -> int:
+        """Pixels for each latent along a side."""
+        return self.layout.stride
 
     @property
     def default_size(self) -> int:
         """Side of the pictures that the checkpoint was trained on."""
-        return int(self.unet.config.sample_size or 64) * self.vae_scale_factor
+        return self.family.default_size(self)
 
-    @abstractmethod
-    def encode(self, pixels: Tensor, generator: Any) -> Tensor:
-        """Latents of pixels in [-1, 1]."""
+    @property
+    def joins_mask(self) -> bool:
+        """Whether the checkpoint was made for inpainting: its UNet takes the mask and the masked picture too."""
+        return self.family.joins_mask(self)
 
-    @abstractmethod
+    @property
+    def keeps_original(self) -> bool:
+        """Whether the loop holds the latents outside the mask to the original."""
+        return self.family.keeps_original(self)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, generator: Any = None) -> Tensor:
+        """Return latents of pixels in [-1, 1]: (batch, 3, height, width)."""
+        return self.family.encode(self, pixels, generator)
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [-1, 1] of latents."""
+        """Return pixels in [-1, 1] of latents."""
+        return self.family.decode(self, latents)
 
-    @abstractmethod
-    def joined_channels(self, run: PictureRun, mask: Tensor, original: Tensor | None) -> Tensor:
-        """What is joined after the latents of a model that sees the mask.
-
-        The mask is hard, 1 = repaint; `original` holds the picture's clean latents where the run needs them.
-        """
-
-    def latent_mask(self, mask: Tensor) -> Tensor:
-        """How a mask of the latents' size is used."""
-        return mask
-
-    def shown_mask(self, mask: Tensor) -> Tensor:
-        """The mask as this family's channel has it, and back."""
-        return mask
-
-    def prepare(self, request: Request) -> Pictures:
-        """The request's pictures at the working size."""
-        return prepare(request, self.image_processor, self.default_size, self.latent_channels)
-
-    def flag_unsafe(self, pixels: Tensor) -> list[bool] | None:
-        """A safety checker's verdict on each picture, if there is one."""
-        return None
-
-    def __init__(self, **components: Any) -> None:
-        super().__init__(**components)
-        factor = self.vae_scale_factor
-        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
-        self.mask_processor = VaeImageProcessor(
-            vae_scale_factor=factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the tensors that a callback can get."""
+        family, control = self.family, self.controlnet_use
+        names = ["latents", *family.tensors, *family.negative_tensors, *family.channel_tensors]
+        return names if control is None else [*names, control.argument]
 
     @property
     def preview_decoder(self) -> Any:
-        """An AutoencoderTiny that shows what a run is at; None: a linear map does it."""
+        """An AutoencoderTiny for previews of a run; None: a linear map makes them."""
         return self._preview_decoder
 
     @preview_decoder.setter
     def preview_decoder(self, decoder: Any) -> None:
         if decoder is not None:
-            check_preview_decoder(decoder, self.latent_channels, self.vae_scale_factor)
+            check_preview_decoder(decoder, self.layout)
         self._preview_decoder = decoder
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels for each latent along a side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def keeping_memory(self) -> AbstractContextManager[None]:
+        """Return a context for one call or several in which optimized models on a CPU keep freed memory."""
+        optimized = any(is_optimized(module) for module in self._modules().values())
+        return keeping_memory() if optimized and self.device.type == "cpu" else nullcontext()
 
-    @property
-    def size_factor(self) -> int:  # type: ignore[override]
-        return self.vae_scale_factor
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        use_safetensors: bool | None = None,
+        optimize: bool = True,
+        **components: Any,
+    ) -> Self:
+        """Load a pipeline from a local folder or a hub repository, or from one file as `from_single_file` does.
 
-    def start(self, *args: Any, **kwargs: Any) -> PictureRun:
-        return PictureRun(self, self.task, self.task.bind(args, kwargs))
+        Further keywords replace a part (`unet=...`, `scheduler=...`) or leave an optional one out (None). The
+        safety checker is loaded only with `safety_checker=True`. float16 on a machine that does not compute it
+        well becomes bfloat16 or float32, with a warning. `optimize=False` keeps plain layers.
+        """
+        location: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+            "use_safetensors": use_safetensors,
+        }
+        wanted = dtype if dtype is not None else torch_dtype
+        if names_single_file(name):
+            if variant is not None:
+                raise InputError(
+                    f"{name} is one file, and variant={variant!r} chooses among the files of a folder. Leave it "
+                    "out.",
+                    parameter="variant",
+                )
+            return cls.from_single_file(name, dtype=wanted, optimize=optimize, **location, **components)
+        checkpoint = Checkpoint.open(name, variant=variant, **location)
+        given = cls.given_components(components)
+        wanted = resolve_dtype(wanted, available_devices()[0])
+        parts = load_folder(cls, checkpoint, given, wanted, pickled=use_safetensors is False)
+        pipeline = cls(**parts)
+        pipeline._source = checkpoint.name
+        return pipeline.optimize(optimize)
+
+    @classmethod
+    def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
+        """Fetch the files that `from_pretrained` needs and load none of them; return their folders.
+
+        `location` holds the keywords of `from_pretrained` that say where from and which files.
+        """
+        checkpoint = Checkpoint.open(name, **location)
+        found = fetched_parts(cls, checkpoint, checkpoint.index(), cls.given_components({}))
+        return list(dict.fromkeys(folder for _, _, folder, *_ in found))
+
+    @classmethod
+    def sources(
+        cls, checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
+    ) -> list[tuple[Checkpoint, PartNames]]:
+        """Return the checkpoints that the parts come from, with the names of the parts in each."""
+        return [(checkpoint, named_parts(cls, index, given))]
+
+    @classmethod
+    def from_single_file(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        prediction_type: str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        use_safetensors: bool | None = None,
+        optimize: bool = True,
+        **components: Any,
+    ) -> Self:
+        """Load a pipeline from one file in the layout of the original Stable Diffusion programs.
+
+        `name` is a path, 'org/name/file.safetensors' or the file's address on the hub. The tensors show what kind
+        of checkpoint it is; `config` names the kind ("sd15", "sdxl", ...), or a folder or repository with settings
+        for another architecture. `prediction_type` is detected too, unless it is given. Pickled files (.ckpt) are
+        read only with `use_safetensors=False`. Further keywords are those of `from_pretrained`.
+        """
+        given = cls.given_components(components)
+        if components.get("safety_checker") is True:
+            raise InputError(
+                "safety_checker=True asks for the one in the checkpoint, and a single file has none. Pass the "
+                "safety checker of another pipeline, with its feature_extractor.",
+                parameter="safety_checker",
+            )
+        file, kind = open_single_file(
+            name,
+            config,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            use_safetensors=use_safetensors,
+        )
+        wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, available_devices()[0])
+        parts = load_single_file(cls, file, kind, given, dtype=wanted, prediction_type=prediction_type)
+        pipeline = cls(**parts)
+        pipeline._source = file.name
+        return pipeline.optimize(optimize)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write a folder that this library and diffusers load. A failure leaves nothing half-written."""
+        if not safe_serialization:
+            raise InputError(
+                "safe_serialization=False asks for pickled weights. Only safetensors are written, which every "
+                "reader of this layout knows; leave it out.",
+                parameter="safe_serialization",
+            )
+        if self.family.takes_adapters:
+            lora.warn_if_unsaved(self)
+            ip_adapter.warn_if_unsaved(self)
+        save_folder(self, folder, variant, max_shard_size)
 
     @property
     def why_not_int8(self) -> str | None:
-        """What keeps the UNet from multiplying in 8 bits, in words; None if nothing does."""
+        """The reason why the denoiser cannot multiply in 8 bits, in words; None if it can."""
         if self.device.type != "cpu":
-            return f"the pipeline is on {self.device}, and only the CPU's way is known"
-        if not int8.is_available():
-            return "this processor, or this build of torch, has no operations for it (VNNI and oneDNN)"
-        if not isinstance(plain(self.unet), UNet2DConditionModel):
-            return f"the UNet is a {type(plain(self.unet)).__name__} of another library"
-        if plain(self.unet).dtype not in (torch.float32, torch.bfloat16):
-            return f"the UNet is in {plain(self.unet).dtype}"
-        if getattr(self, "get_list_adapters", dict)():
+            return f"the pipeline is on {self.device}, and int8 runs on the CPU only"
+        refusal = int8_refusal(self.part(self.family.denoiser))
+        if refusal is not None or not self.family.takes_adapters:
+            return refusal
+        if lora.get_list_adapters(self):
             return "LoRA adapters are loaded, whose layers are not rounded"
-        return "IP-Adapters are loaded" if getattr(self, "num_ip_adapters", 0) else None
+        return "IP-Adapters are loaded" if ip_adapter.num_ip_adapters(self) else None
 
     def with_int8(self) -> Self:
-        """The same pipeline with a UNet that multiplies in 8 bits, which is quicker and a little less exact.
+        """Return the same pipeline with a denoiser that multiplies in 8 bits: faster and a little less exact.
 
-        That UNet is a copy of the weights as they are now, of half the size of bfloat16's; this pipeline
-        keeps its own.
+        It is a copy of the present weights, half the size of bfloat16; this pipeline keeps its own.
         """
         reason = self.why_not_int8
         if reason is not None:
             raise InputError(
-                f"int8 was asked for, but {reason}. It takes a pipeline in float32 or bfloat16, on an x86 "
-                "CPU, without adapters. Leave it out, or unload the adapters first."
+                f"int8 was asked for, but {reason}. It needs a pipeline in float32 or bfloat16, on an x86 CPU, "
+                "without adapters. Leave it out, or unload the adapters first.",
+                parameter="int8",
             )
-        return type(self).from_pipe(self, unet=int8.int8_copy(plain(self.unet)))
+        name = self.family.denoiser
+        return type(self).from_pipe(self, **{name: int8_copy(self.part(name))})
 
     def enable_vae_tiling(self) -> None:
         """Decode large pictures in overlapping tiles, in less memory."""
-        self.vae.enable_tiling()
+        self.part(self.family.autoencoder).enable_tiling()
 
     def disable_vae_tiling(self) -> None:
         """Decode in one piece."""
-        self.vae.disable_tiling()
+        self.part(self.family.autoencoder).disable_tiling()
 
     def enable_vae_slicing(self) -> None:
         """Decode a batch one picture at a time."""
-        self.vae.enable_slicing()
+        self.part(self.family.autoencoder).enable_slicing()
 
     def disable_vae_slicing(self) -> None:
         """Decode a batch in one piece."""
-        self.vae.disable_slicing()
+        self.part(self.family.autoencoder).disable_slicing()

@@ -1,1 +1,1 @@
-"""The algorithm: how noise becomes latents. Works on tensors and callables; knows no model and no file."""
+"""The algorithm: how noise becomes latents. It works on tensors and callables, and knows no model or file."""

@@ -1,7 +1,7 @@
-"""Work that is reused from one step to the next. It changes the picture a little, so it has to be asked for.
+"""Reuse of work between steps. It changes the picture a little, so it is off unless asked for.
 
-What is here stands before a model and is called as the model is. A run makes its own, for what it remembers
-is of the run's latents.
+The wrappers here are called as the model is. Each run makes its own, because they remember features of the run's
+latents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 @dataclass
 class DeepReuse:
-    """Runs all of a UNet in every `every`-th evaluation, and its finest level alone in those between.
+    """Runs the whole UNet in every `every`-th evaluation, and only its finest level in the others.
 
-    What the deeper levels find changes slowly from step to step, and most of the work is theirs ("DeepCache:
+    The deeper levels' features change slowly from step to step, and most of the work is theirs ("DeepCache:
     Accelerating Diffusion Models for Free").
     """
 
@@ -31,16 +31,16 @@ class DeepReuse:
         prediction, self._deep = self.model(x, timestep, **inputs, deep=deep, return_deep=True)
         return (prediction,)
 
-    def apart(self) -> DeepReuse:
-        """The same for other latents, with a memory of its own."""
+    def fresh(self) -> DeepReuse:
+        """Return the same wrapper with an empty memory, for other latents."""
         return DeepReuse(self.model, self.every)
 
     def _remembered(self, rows: int) -> Tensor | None:
-        """The deep features to go by, or None where they are to be computed."""
-        # Guidance that is switched on on the way asks for rows that nobody has computed yet.
+        """Return the deep features to reuse, or None when they must be computed."""
+        # When guidance is turned on during a run, it needs rows that were not computed yet.
         if self._deep is None or len(self._deep) < rows:
             self._evaluations = 0
         is_due = self._evaluations % self.every == 0
         self._evaluations += 1
-        # Guidance that is switched off leaves the positive rows, which are the last ones.
+        # When guidance is turned off, the positive rows remain, which come last.
         return None if is_due or self._deep is None else self._deep[-rows:]

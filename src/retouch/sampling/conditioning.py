@@ -1,7 +1,7 @@
-"""What the model is told besides the latents: a mapping of its keyword inputs, in two versions.
+"""Conditioning: the model's keyword inputs other than latents, in a positive and a negative half.
 
-Text states for Stable Diffusion, pooled text and size ids besides for SDXL, image embeddings for
-Kandinsky: guidance pairs, repeats and joins them without knowing which they are.
+Text states for Stable Diffusion, with pooled text and size ids for SDXL, image embeddings for Kandinsky: guidance
+pairs, repeats and joins them without knowing which they are.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Keyword -> tensor, or a mapping or list of them; the first axis is the batch. Anything else is handed on.
+# Keyword -> tensor, or a mapping or list of tensors; the first axis is the batch. Other values pass unchanged.
 Inputs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The inputs that pull towards the prompt, and those that guidance pushes away from."""
+    """The inputs that guidance follows, and those that it pushes away from."""
 
     positive: Inputs
     negative: Inputs | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the inputs, in which the reference draws its noise too."""
+        """The dtype of the inputs. Noise is drawn in it, as in the reference."""
         return next(_tensors(self.positive)).dtype
 
-    def also(self, positive: Inputs, negative: Inputs | None) -> Conditioning:
-        """With further `added_cond_kwargs` on both sides."""
+    def with_added(self, positive: Inputs, negative: Inputs | None) -> Conditioning:
+        """Return the same conditioning with further `added_cond_kwargs` in both halves."""
 
-        def joined(side: Inputs, more: Inputs) -> Inputs:
-            return {**side, "added_cond_kwargs": {**side.get("added_cond_kwargs", {}), **more}}
+        def joined(half: Inputs, more: Inputs) -> Inputs:
+            return {**half, "added_cond_kwargs": {**half.get("added_cond_kwargs", {}), **more}}
 
         if self.negative is None or negative is None:
             return Conditioning(joined(self.positive, positive))
@@ -46,6 +46,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping | list):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(part)
+
+
+def spread(values: Tensor, rows: int) -> Tensor:
+    """Return one row for each picture to make, from one for all or one for each prompt."""
+    if values.shape[0] == 1:
+        return values.repeat(rows, *[1] * (values.ndim - 1))
+    return values.repeat_interleave(rows // values.shape[0], dim=0)
 
 
 def stack(first: Inputs, second: Inputs) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def _stacked(first: Any, second: Any) -> Any:
 
 
 def each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """The same inputs with every tensor changed by `function`."""
+    """Return the inputs with every tensor changed by `function`."""
     return {key: _changed(value, function) for key, value in inputs.items()}
 
 

@@ -1,7 +1,7 @@
 """The one denoising loop that every family and every task runs.
 
-It is a generator: a caller drains it, shows progress from it, or stops iterating to cancel. It knows
-neither models nor guidance (see predict.py) nor what a mask means (see region.py).
+It is a generator: a caller drains it, shows progress from it, or stops iterating to cancel. It knows neither
+models nor guidance (see predict.py) nor the meaning of a mask (see region.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retouch.schedulers.plan import Plan, Step
 
 @dataclass
 class Progress:
-    """Where a run stands after a step. Whoever listens may replace `latents`."""
+    """The state of a run after a step. A callback may replace `latents`."""
 
     step: Step
     latents: Tensor

@@ -15,13 +15,13 @@ from retouch.schedulers.plan import Plan, Step
 
 @dataclass
 class Guidance:
-    """Push a prediction away from the negative inputs, `scale` times as far as they are apart.
+    """Pushes a prediction away from the negative one: `scale` times the distance between the two.
 
-    With `active` False the model sees the positive inputs alone. `rescale` pulls the result back to
-    the spread of the positive prediction ("Common Diffusion Noise Schedules and Sample Steps are
-    Flawed", section 3.4), which keeps strong guidance from over-exposing. Outside an `interval` of noise
-    levels there is none, and the negative side is not computed ("Applying Guidance in a Limited Interval
-    Improves Sample and Distribution Quality in Diffusion Models").
+    With `active` False the model sees the positive inputs alone. `rescale` pulls the result back to the spread of
+    the positive prediction ("Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4), which
+    keeps strong guidance from over-exposing. Outside an `interval` of noise levels there is no guidance, and the
+    negative half is not computed ("Applying Guidance in a Limited Interval Improves Sample and Distribution
+    Quality in Diffusion Models").
     """
 
     scale: float
@@ -30,23 +30,23 @@ class Guidance:
     interval: tuple[float, float] | None = field(default=None, kw_only=True)  # 0 is clean, 1 is pure noise
 
     def at(self, plan: Plan, step: Step) -> Self:
-        """Guidance as it is in `step`: off where the noise level lies outside the interval."""
+        """Return the guidance in `step`: off where the noise level lies outside the interval."""
         if self.interval is None or self.interval[0] <= plan.level(step) <= self.interval[1]:
             return self
         return replace(self, active=False)
 
     def pair(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The model's inputs: negative rows first, then positive."""
+        """Return the model's inputs: negative rows first, then positive."""
         if not self.active or conditioning.negative is None:
             return dict(conditioning.positive)
         return stack(conditioning.negative, conditioning.positive)
 
     def repeat(self, rows: Tensor) -> Tensor:
-        """The same rows for both sides."""
+        """Return the same rows for both halves."""
         return torch.cat([rows, rows]) if self.active else rows
 
     def combine(self, prediction: Tensor) -> Tensor:
-        """One prediction out of the two sides."""
+        """Return one prediction out of the two halves."""
         if not self.active:
             return prediction
         negative, positive = prediction.chunk(2)

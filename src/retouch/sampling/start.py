@@ -1,4 +1,4 @@
-"""Where a run starts: how much of the schedule `strength` leaves, and the first latents."""
+"""The start of a run: the part of the schedule that `strength` leaves, and the first latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retouch.schedulers.plan import Plan
 
 
 def shorten(plan: Plan, num_inference_steps: int, strength: float) -> tuple[Plan, int]:
-    """Leave the last `strength` of the schedule; returns it with the number of requested steps in it."""
+    """Keep the last `strength` of the schedule; return it with the number of requested steps in it."""
     kept = min(int(num_inference_steps * strength), num_inference_steps)
     skipped = (num_inference_steps - kept) * plan.order
     # A custom schedule of a method of order 2 counts each evaluation as a step, as the reference does.
@@ -20,22 +20,23 @@ def shorten(plan: Plan, num_inference_steps: int, strength: float) -> tuple[Plan
         lowest = math.ceil(1000 * fewest / num_inference_steps) / 1000
         enough = next((steps for steps in range(1, 501) if int(steps * strength) >= 1), None)
         raise InputError(
-            f"strength={strength} leaves none of the {num_inference_steps} steps to run. Strength is the "
-            f"part of them that runs, and at least one must; use strength={lowest} or more"
-            + (f", or {enough} steps or more." if enough and kept < 1 else ".")
+            f"strength={strength} leaves none of the {num_inference_steps} steps to run. It is the part of them "
+            f"that runs, and at least one must; use strength={lowest} or more"
+            + (f", or {enough} steps or more." if enough and kept < 1 else "."),
+            parameter="strength",
         )
     return plan.after(skipped), kept
 
 
 def first_latents(plan: Plan, noise: Tensor, original: Tensor | None = None) -> Tensor:
-    """Pure noise, or `original` noised to the level at which `plan` starts."""
+    """Return pure noise, or `original` with the noise at which `plan` starts."""
     if original is None:
         return noise * plan.initial_sigma
     return plan.noised(original, noise, next(iter(plan)))
 
 
 def window(plan: Plan, start: float | None, end: float | None, num_train_timesteps: int) -> Plan:
-    """The part of the schedule between two fractions of the noise levels, for stages that share one."""
+    """Return the part of the schedule between two fractions of the noise levels, for stages that share one."""
     if start is not None:
         cutoff = round(num_train_timesteps * (1 - start))
         count = sum(1 for step in plan if float(step.timestep) < cutoff)
@@ -48,6 +49,7 @@ def window(plan: Plan, start: float | None, end: float | None, num_train_timeste
     if len(plan) == 0:
         raise InputError(
             f"denoising_start={start} and denoising_end={end} leave no step to run. Take more steps, or a "
-            "wider part of the schedule."
+            "wider part of the schedule.",
+            parameter="denoising_start" if start is not None else "denoising_end",
         )
     return plan

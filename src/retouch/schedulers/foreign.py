@@ -29,11 +29,14 @@ def as_plan(
     device: torch.device | str | None = None,
     generator: Generator | Sequence[Generator] | None = None,
     eta: float = 0.0,
+    **options: Any,
 ) -> Plan:
     """Start a run of a scheduler of ours or of diffusers; neither is changed by it."""
     custom = {"timesteps": timesteps, "sigmas": sigmas}
     if isinstance(scheduler, Scheduler):
-        return scheduler.plan(num_inference_steps, **custom, device=device, generator=generator, eta=eta)
+        return scheduler.plan(
+            num_inference_steps, **custom, device=device, generator=generator, eta=eta, **options
+        )
     needed = ("set_timesteps", "step", "add_noise", "config")
     missing = [name for name in needed if not hasattr(scheduler, name)]
     if missing:
@@ -41,7 +44,7 @@ def as_plan(
             f"scheduler is a {type(scheduler).__name__} without {', '.join(missing)}. Pass a scheduler of "
             f"retouch or an object with the methods of a diffusers scheduler; make one with from_config."
         )
-    given = {"num_inference_steps": num_inference_steps} | custom
+    given = {"num_inference_steps": num_inference_steps} | custom | options
     return ForeignPlan(
         scheduler,
         {name: value for name, value in given.items() if value is not None},

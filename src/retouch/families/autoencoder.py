@@ -1,4 +1,7 @@
-"""Pixels to latents and back with the Stable Diffusion families' autoencoder, and whose latents are whose."""
+"""Pixels to latents and back through an autoencoder, and a mark that tells whose latents a tensor holds.
+
+In half precision an autoencoder may overflow; then a copy in float32 repeats the work, and a warning says so.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ import torch
 from torch import Tensor
 
 from retouch.errors import InputError
+from retouch.families.latents import LatentLayout
 
 
-def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = False) -> Tensor:
-    """Scaled latents of pixels in [-1, 1], sampled; each row from its own generator if there are several.
+def encode_pixels(
+    vae: Any, layout: LatentLayout, pixels: Tensor, generator: Any, *, upcast: bool = False
+) -> Tensor:
+    """Return scaled, sampled latents of pixels in [-1, 1]; a list of generators has one for each row.
 
-    With `upcast` a float32 copy of the VAE does it, for those that overflow in half precision.
+    With `upcast` a float32 copy of the autoencoder does the work.
     """
-    dtype = pixels.dtype
     several = isinstance(generator, Sequence)
     sources = list(generator) if several else [generator]
     rows = pixels.split(1)[: len(sources)] if several else [pixels]
@@ -30,29 +35,27 @@ def encode_pixels(vae: Any, pixels: Tensor, generator: Any, *, upcast: bool = Fa
         vae = _float32_copy(vae)
         found = [_distribution(vae.encode(row.float())) for row in rows]
     samples = [part.sample(source) for part, source in zip(found, sources, strict=False)]
-    latents = torch.cat(samples).to(dtype)
-    mean, deviation = _statistics(vae, latents)
-    return (latents - mean) * vae.config.scaling_factor / deviation
+    return layout.scaled(torch.cat(samples).to(pixels.dtype))
 
 
-def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
-    """Pixels in [-1, 1] of scaled latents. Where half precision overflows, float32 is tried, and said so."""
-    if not upcast:  # a VAE may be loaded in another precision than the rest
-        pixels: Tensor = vae.decode(_unscaled(vae, latents.to(vae.dtype)), return_dict=False)[0]
+def decode_latents(vae: Any, layout: LatentLayout, latents: Tensor, *, upcast: bool = False) -> Tensor:
+    """Return pixels in [-1, 1] of scaled latents. `upcast` decodes with a float32 copy from the start."""
+    if not upcast:  # an autoencoder may be loaded in another precision than the rest
+        pixels: Tensor = vae.decode(layout.unscaled(latents.to(vae.dtype)), return_dict=False)[0]
         if not _overflowed(vae, pixels):
             return pixels
-    return _float32_copy(vae).decode(_unscaled(vae, latents.float()), return_dict=False)[0]
+    return _float32_copy(vae).decode(layout.unscaled(latents.float()), return_dict=False)[0]
 
 
-def guarded(vae: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-    """What is computed with the VAE; where half precision overflows, once more with one in float32."""
+def with_float32_fallback(vae: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """Return what `compute` makes with the autoencoder, or with a float32 copy where that overflows."""
     result = compute(vae)
     return compute(_float32_copy(vae)) if _overflowed(vae, result) else result
 
 
 @dataclass(frozen=True)
 class _Certain:
-    """The latents of an autoencoder that answers with no distribution: nothing is drawn."""
+    """The answer of an autoencoder without a distribution: nothing is drawn."""
 
     mean: Tensor
 
@@ -64,50 +67,36 @@ def _distribution(encoded: Any) -> Any:
     return encoded.latent_dist if hasattr(encoded, "latent_dist") else _Certain(encoded.latents)
 
 
-def _unscaled(vae: Any, latents: Tensor) -> Tensor:
-    mean, deviation = _statistics(vae, latents)
-    return latents * deviation / vae.config.scaling_factor + mean
-
-
 def _overflowed(vae: Any, *results: Tensor) -> bool:
     if vae.dtype == torch.float32 or all(bool(part.isfinite().all()) for part in results):
         return False
     warnings.warn(
-        f"The VAE overflowed in {vae.dtype}; it works once more in float32. Load the pipeline in bfloat16 or "
-        "float32 to spare the second pass.",
+        f"The VAE overflowed in {vae.dtype}, so a float32 copy repeats its work. Load the pipeline in bfloat16 "
+        "or float32 to save that time.",
         stacklevel=3,
     )
     return True
 
 
 def _float32_copy(vae: Any) -> Any:
-    """A copy, so that the caller's module keeps its dtype and other threads are not disturbed."""
+    """Return a float32 copy: the caller's module keeps its dtype, and other threads are not disturbed."""
     return copy.deepcopy(vae).float()
 
 
-def _statistics(vae: Any, latents: Tensor) -> tuple[Any, Any]:
-    """Mean and deviation that the latents are normalised by, where the config has them."""
-    mean, deviation = (getattr(vae.config, key, None) for key in ("latents_mean", "latents_std"))
-    if mean is None or deviation is None:
-        return 0.0, 1.0
-    shape = (1, -1, 1, 1)
-    return latents.new_tensor(mean).reshape(shape), latents.new_tensor(deviation).reshape(shape)
-
-
 def identity(vae: Any) -> str:
-    """What tells one latent space from another. A fine-tuned decoder keeps it."""
+    """Return a description of a latent space that tells it from others. Fine-tuned decoders keep it."""
     config = vae.config
     return f"{type(vae).__name__} with scaling_factor {getattr(config, 'scaling_factor', None)}"
 
 
 class Latents(Tensor):
-    """Latents that remember the VAE they are of, so that another one refuses them by name."""
+    """Latents that remember the autoencoder they belong to, so that another one can refuse them."""
 
     vae: str
 
     @classmethod
     def of(cls, latents: Tensor, vae: Any) -> Latents:
-        """Mark latents with their VAE."""
+        """Mark latents with their autoencoder."""
         marked = latents.as_subclass(cls)
         marked.vae = identity(vae)
         return marked
@@ -124,14 +113,14 @@ class Latents(Tensor):
         return result
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self.clone()  # torch's own refuses such classes
+        return self.clone()  # torch's own deepcopy refuses such classes
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)  # files hold plain tensors
 
 
 def refuse_foreign(image: Any, vae: Any) -> None:
-    """Refuse latents that are marked as another VAE's: this one would decode them into noise."""
+    """Refuse latents that are marked as another autoencoder's: this one would decode them into noise."""
     if isinstance(image, list | tuple):
         for part in image:
             refuse_foreign(part, vae)
@@ -140,5 +129,6 @@ def refuse_foreign(image: Any, vae: Any) -> None:
         raise InputError(
             f"image holds latents of {theirs}, but this pipeline's VAE is {identity(vae)}, which would "
             "decode them into noise. Latents pass only between pipelines with the same VAE; make a picture "
-            "first (output_type='pil') and give that."
+            "first (output_type='pil') and give that.",
+            parameter="image",
         )

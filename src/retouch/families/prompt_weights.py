@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from retouch.errors import InputError
-from retouch.pipelines.text import expanded, tokenizing
+from retouch.families.text import expanded, tokenizing
 
 Read = Callable[[Tensor, Tensor | None], Tensor]  # token ids and attention mask (1, length) -> states
 
@@ -31,7 +31,7 @@ _PIECE = re.compile(r"\\[\\()\[\]]|[()\[\]]|:\s*[-+]?\d*\.?\d+\s*\)|[^\\()\[\]:]
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:
-    """The parts of a prompt and their weights, neighbours of equal weight joined."""
+    """Return the parts of a prompt with their weights; neighbours of equal weight are joined."""
     parts: list[tuple[str, float]] = []
     open_at: list[tuple[str, int]] = []
     for match in _PIECE.finditer(prompt):
@@ -44,13 +44,14 @@ def parse(prompt: str) -> list[tuple[str, float]]:
                 raise InputError(
                     f"The prompt has a {piece[-1]!r} at character {match.end()} that closes nothing: "
                     f"...{prompt[max(0, match.end() - 25) : match.end()]!r}. Balance it, or write "
-                    f"\\{piece[-1]} "
-                    f"for the character itself."
+                    f"\\{piece[-1]} for the character itself.",
+                    parameter="prompt",
                 )
             factor = {")": _STEP, "]": 1 / _STEP}.get(piece) or float(piece[1:-1])
             if factor < 0:
                 raise InputError(
-                    f"The prompt has the weight {factor}; 0 or more is accepted. Use negative_prompt."
+                    f"The prompt has the weight {factor}. 0 or more is accepted; use negative_prompt instead.",
+                    parameter="prompt",
                 )
             start = open_at.pop()[1]
             parts[start:] = [(text, weight * factor) for text, weight in parts[start:]]
@@ -59,7 +60,8 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     if open_at:
         raise InputError(
             f"The prompt has {len(open_at)} {open_at[-1][0]!r} that nothing closes. Balance them, or write "
-            f"\\{open_at[-1][0]} for the character itself."
+            f"\\{open_at[-1][0]} for the character itself.",
+            parameter="prompt",
         )
     joined: list[tuple[str, float]] = []
     for text, weight in parts:
@@ -71,20 +73,20 @@ def parse(prompt: str) -> list[tuple[str, float]]:
 
 
 def plain(prompt: str) -> str:
-    """The prompt without its syntax."""
+    """Return the prompt without its syntax."""
     return " ".join(text.strip() for text, _ in parse(prompt))
 
 
 def weighted_states(prompts: Sequence[str], tokenizer: Any, read: Read) -> Tensor:
-    """Text states of prompts with weights, of any length; a multiple of what the encoder reads at once."""
+    """Return text states of weighted prompts of any length: a multiple of the encoder's length."""
     empty = _Chunk(tokenizer, []).states(read, None)
     rows = [_states(prompt, tokenizer, read, empty) for prompt in prompts]
     longest = max(row.shape[1] for row in rows)
     return torch.cat([_filled(row, longest, empty) for row in rows])
 
 
-def levelled(first: Tensor, second: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as long as the longer, filled with the states of an empty text."""
+def padded_to_match(first: Tensor, second: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both, the shorter one padded with the states of an empty text."""
     longest = max(first.shape[1], second.shape[1])
     return _filled(first, longest, empty), _filled(second, longest, empty)
 
@@ -95,7 +97,7 @@ def _filled(states: Tensor, length: int, empty: Tensor) -> Tensor:
 
 
 class _Chunk:
-    """As many tokens as the encoder reads at once, each with its weight and its part of the prompt."""
+    """The tokens of one encoder call, each with its weight and its part of the prompt."""
 
     def __init__(self, tokenizer: Any, tokens: Sequence[tuple[int, float, int]]) -> None:
         length = tokenizer.model_max_length
@@ -107,7 +109,7 @@ class _Chunk:
             self.weights[0, position], self.parts[0, position] = weight, part
 
     def states(self, read: Read, empty: Tensor | None, hidden: int | None = None) -> Tensor:
-        """Weighted states; `hidden` is a part of the prompt that the encoder must not see."""
+        """Return weighted states; `hidden` is a part of the prompt that the encoder must not see."""
         mask = None if hidden is None else (self.parts != hidden).long()
         states = read(self.ids, mask)
         if empty is None:
@@ -126,7 +128,7 @@ def _states(prompt: str, tokenizer: Any, read: Read, empty: Tensor) -> Tensor:
     blended, total = whole(), 1.0
     for index, (_, weight) in enumerate(parts):
         if weight < 1:
-            # 0 at weight 1, 1 at one half, without bound towards 0: the states without it take over.
+            # 0 at weight 1, 1 at one half, unbounded towards 0: there the states without the part take over.
             share = math.tan((1 - weight) * math.pi / 2)
             blended, total = blended + share * whole(hidden=index), total + share
     return blended / total
@@ -143,7 +145,7 @@ def _tokens(parts: Sequence[tuple[str, float]], tokenizer: Any) -> list[tuple[in
 
 
 def _cut(tokens: list[tuple[int, float, int]], tokenizer: Any) -> list[list[tuple[int, float, int]]]:
-    """Chunks that fit, cut after the last whole word."""
+    """Return chunks that fit the encoder, cut after the last whole word."""
     room = tokenizer.model_max_length - 2
     chunks = []
     while len(tokens) > room:
