@@ -40,6 +40,13 @@ def generators(count: int | None, seed: int = 11) -> Generator | list[Generator]
     return [Generator().manual_seed(seed + row) for row in range(count)]
 
 
+def add_noise(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Call the method that noises, which has another name for flow matching."""
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(original, timesteps, noise)
+    return scheduler.add_noise(original, noise, timesteps)
+
+
 @dataclass
 class Trace:
     """All that one run computed."""
@@ -74,14 +81,16 @@ def run_diffusers_style(
     extra = {key: value for key, value in {"eta": eta, "generator": generator}.items() if key in accepted}
 
     original, noise = noise_for(shape, 1).to(dtype), noise_for(shape, 2).to(dtype)
-    trace = Trace(float(scheduler.init_noise_sigma), timesteps)
+    initial_sigma = getattr(scheduler, "init_noise_sigma", 1.0)
+    trace = Trace(float(initial_sigma), timesteps)
     if start:
-        latents = scheduler.add_noise(original, noise, timesteps[:1].repeat(shape[0]))
+        latents = add_noise(scheduler, original, noise, timesteps[:1].repeat(shape[0]))
     else:
-        latents = noise * scheduler.init_noise_sigma
+        latents = noise * initial_sigma
     trace.latents.append(latents)
     for position, timestep in enumerate(timesteps):
-        trace.inputs.append(scheduler.scale_model_input(latents, timestep))
+        scales = hasattr(scheduler, "scale_model_input")
+        trace.inputs.append(scheduler.scale_model_input(latents, timestep) if scales else latents)
         prediction = made_up_model(trace.inputs[-1], timestep, outputs)
         result = scheduler.step(prediction, timestep, latents, **extra)
         latents = result.prev_sample
@@ -89,7 +98,7 @@ def run_diffusers_style(
         trace.originals.append(getattr(result, "pred_original_sample", None))
         if position + 1 < len(timesteps):
             following = timesteps[position + 1 : position + 2]
-            trace.noised.append(scheduler.add_noise(original, noise, following))
+            trace.noised.append(add_noise(scheduler, original, noise, following))
     return trace
 
 

@@ -44,6 +44,9 @@ from retouch.schedulers.euler import (
     EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler as EulerDiscreteScheduler,
 )
+from retouch.schedulers.flow_match_euler import (
+    FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
+)
 from retouch.schedulers.heun import HeunDiscreteScheduler as HeunDiscreteScheduler
 from retouch.schedulers.kdpm2 import (
     KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,

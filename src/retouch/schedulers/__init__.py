@@ -29,6 +29,7 @@ _MODULES = {
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
     "UnCLIPScheduler": "unclip",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
 }
 
 __all__ = [*_MODULES, "by_name"]
@@ -45,8 +46,11 @@ def by_name(class_name: str) -> type[Scheduler]:
 
 
 def those_accepting(what: str) -> list[str]:
-    """Names of the schedulers that take custom "timesteps" or "sigmas"."""
-    return [name for name in _MODULES if what in by_name(name).accepts]
+    """Return the names of the diffusion schedulers that take custom "timesteps" or "sigmas"."""
+    from retouch.schedulers.diffusion import DiffusionScheduler
+
+    makers = [by_name(name) for name in _MODULES]
+    return [make.__name__ for make in makers if issubclass(make, DiffusionScheduler) and what in make.accepts]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from retouch.schedulers.diffusion import DiffusionScheduler
 from retouch.schedulers.noise_schedule import Settings, limited_original, predicted_noise, predicted_original
 from retouch.schedulers.plan import AlphaPlan, Step
-from retouch.schedulers.scheduler import Scheduler
 
 
 class DDIMPlan(AlphaPlan):
@@ -31,7 +31,7 @@ class DDIMPlan(AlphaPlan):
         return moved, original
 
 
-class DDIMScheduler(Scheduler):
+class DDIMScheduler(DiffusionScheduler):
     plan_class = DDIMPlan
     defaults: ClassVar[Settings] = {
         "clip_sample": True,

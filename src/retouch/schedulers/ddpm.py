@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from retouch.schedulers.diffusion import DiffusionScheduler
 from retouch.schedulers.noise_schedule import (
     BETA_SCHEDULES,
     Settings,
@@ -14,7 +15,6 @@ from retouch.schedulers.noise_schedule import (
     predicted_original,
 )
 from retouch.schedulers.plan import AlphaPlan, Step
-from retouch.schedulers.scheduler import Scheduler
 
 
 class DDPMPlan(AlphaPlan):
@@ -56,7 +56,7 @@ class DDPMPlan(AlphaPlan):
         return torch.exp(0.5 * (share * torch.log(largest) + (1 - share) * torch.log(smallest)))
 
 
-class DDPMScheduler(Scheduler):
+class DDPMScheduler(DiffusionScheduler):
     plan_class = DDPMPlan
     accepts = ("timesteps",)
     defaults: ClassVar[Settings] = {

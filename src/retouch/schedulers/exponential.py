@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from retouch.schedulers.diffusion import SigmaScheduler
 from retouch.schedulers.noise_schedule import (
     Settings,
     chosen_sigma_spacing,
@@ -23,7 +24,6 @@ from retouch.schedulers.noise_schedule import (
     respaced_sigmas,
 )
 from retouch.schedulers.plan import Step, UnitVarianceSigmaPlan
-from retouch.schedulers.scheduler import SigmaScheduler
 
 # The reference runs flow-matching models through these classes too. We do not, and refuse it by name.
 FLOW: Settings = {

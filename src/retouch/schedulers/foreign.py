@@ -29,29 +29,33 @@ def as_plan(
     device: torch.device | str | None = None,
     generator: Generator | Sequence[Generator] | None = None,
     eta: float = 0.0,
-    **options: Any,
+    mu: float | None = None,
 ) -> Plan:
-    """Start a run of a scheduler of ours or of diffusers; neither is changed by it."""
-    custom = {"timesteps": timesteps, "sigmas": sigmas}
-    if isinstance(scheduler, Scheduler):
-        return scheduler.plan(
-            num_inference_steps, **custom, device=device, generator=generator, eta=eta, **options
-        )
-    needed = ("set_timesteps", "step", "add_noise", "config")
-    missing = [name for name in needed if not hasattr(scheduler, name)]
+    """Start a run of a scheduler of ours or of diffusers; neither is changed by it.
+
+    `mu` is for flow matching under dynamic shifting; other schedulers are refused with it.
+    """
+    run: dict[str, Any] = {"device": device, "generator": generator, "eta": eta}
+    given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+    given = {name: value for name, value in given.items() if value is not None}
+    is_ours = isinstance(scheduler, Scheduler)
+    missing = [name for name in ("set_timesteps", "step", "config") if not hasattr(scheduler, name)]
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        missing.append("add_noise")
     if missing:
         raise InputError(
             f"scheduler is a {type(scheduler).__name__} without {', '.join(missing)}. Pass a scheduler of "
-            f"retouch or an object with the methods of a diffusers scheduler; make one with from_config."
+            f"retouch or an object with the methods of a diffusers scheduler; make one with from_config.",
+            parameter="scheduler",
         )
-    given = {"num_inference_steps": num_inference_steps} | custom | options
-    return ForeignPlan(
-        scheduler,
-        {name: value for name, value in given.items() if value is not None},
-        device=device,
-        generator=generator,
-        eta=eta,
-    )
+    takes_mu = inspect.signature(scheduler.plan if is_ours else scheduler.set_timesteps).parameters
+    if mu is not None and "mu" not in takes_mu:
+        raise InputError(
+            f"scheduler is a {type(scheduler).__name__}, which takes no mu. This model was trained by flow "
+            f"matching; use FlowMatchEulerDiscreteScheduler.",
+            parameter="scheduler",
+        )
+    return scheduler.plan(**given, **run) if is_ours else ForeignPlan(scheduler, given, **run)
 
 
 class ForeignPlan(Plan):
@@ -62,20 +66,22 @@ class ForeignPlan(Plan):
         for name in schedule.keys() - accepted.keys():
             raise InputError(
                 f"{type(scheduler).__name__} does not take custom {name}. Those that do: "
-                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps."
+                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps.",
+                parameter=name,
             )
         train_steps = getattr(scheduler.config, "num_train_timesteps", 1000)
         if schedule.get("num_inference_steps", 1) > train_steps:
             raise InputError(
                 f"num_inference_steps is {schedule['num_inference_steps']}, but this model was trained with "
-                f"{train_steps} timesteps. Give a number from 1 to {train_steps}."
+                f"{train_steps} timesteps. Give a number from 1 to {train_steps}.",
+                parameter="num_inference_steps",
             )
         # Never stepped: its hidden step counter must not move, as all copies are taken from it.
         self._unused = copy.deepcopy(scheduler)
         self._unused.set_timesteps(**schedule, device=device)
         self._step_takes = inspect.signature(scheduler.step).parameters
         self.order = getattr(scheduler, "order", 1)
-        self.initial_sigma = self._unused.init_noise_sigma
+        self.initial_sigma = getattr(self._unused, "init_noise_sigma", 1.0)  # flow matching has none
         found = self._unused.timesteps
         settings = {"num_train_timesteps": train_steps}
         super().__init__(settings, found.cpu().numpy(), device=found.device, **run)
@@ -86,6 +92,8 @@ class ForeignPlan(Plan):
     def scale_input(self, latents: Tensor, step: Step) -> Tensor:
         if step.index == self.start:
             self.forget()
+        if not hasattr(self._running, "scale_model_input"):  # as flow matching, which never scales
+            return latents
         return self._running.scale_model_input(latents, step.timestep)
 
     def advance_with_original(
@@ -103,7 +111,10 @@ class ForeignPlan(Plan):
         return result.prev_sample, getattr(result, "pred_original_sample", None)
 
     def noised(self, original: Tensor, noise: Tensor, step: Step) -> Tensor:
-        return self._copy_at(step.index).add_noise(original, noise, step.timestep.reshape(1))
+        scheduler, timestep = self._copy_at(step.index), step.timestep.reshape(1)
+        if hasattr(scheduler, "scale_noise"):  # flow matching
+            return scheduler.scale_noise(original, timestep, noise)
+        return scheduler.add_noise(original, noise, timestep)
 
     def _copy_at(self, index: int) -> Any:
         """A copy that is about to take this step. (0.3 ms: a scheduler is a few small tensors.)"""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from retouch.schedulers.diffusion import SigmaScheduler
 from retouch.schedulers.noise_schedule import (
     BETA_SCHEDULES,
     Settings,
@@ -16,7 +17,6 @@ from retouch.schedulers.noise_schedule import (
     predicted_original_at_sigma,
 )
 from retouch.schedulers.plan import SigmaPlan, Step
-from retouch.schedulers.scheduler import SigmaScheduler
 
 
 class HeunPlan(SigmaPlan):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retouch.schedulers.diffusion import SigmaScheduler
 from retouch.schedulers.noise_schedule import (
     NoiseSchedule,
     Settings,
@@ -20,7 +21,6 @@ from retouch.schedulers.noise_schedule import (
     predicted_original_at_sigma,
 )
 from retouch.schedulers.plan import SigmaPlan, Step
-from retouch.schedulers.scheduler import SigmaScheduler
 
 
 class KDPM2Plan(SigmaPlan):

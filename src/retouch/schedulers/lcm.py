@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from retouch.errors import InputError
+from retouch.schedulers.diffusion import DiffusionScheduler
 from retouch.schedulers.noise_schedule import Settings, limited_original, predicted_original
 from retouch.schedulers.plan import AlphaPlan, Plan, Step
-from retouch.schedulers.scheduler import Scheduler
 
 _SIGMA_DATA = 0.5
 
@@ -35,7 +35,7 @@ class LCMPlan(AlphaPlan):
         return alpha_after.sqrt() * denoised + (1 - alpha_after).sqrt() * noise, denoised
 
 
-class DistilledScheduler(Scheduler):
+class DistilledScheduler(DiffusionScheduler):
     """Base of the schedulers for distilled models, whose timesteps come from those of the distillation."""
 
     accepts = ("timesteps",)

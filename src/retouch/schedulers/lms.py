@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from retouch.schedulers.diffusion import SigmaScheduler
 from retouch.schedulers.noise_schedule import Settings, predicted_original_at_sigma
 from retouch.schedulers.plan import SigmaPlan, Step
-from retouch.schedulers.scheduler import SigmaScheduler
 
 MOST_SLOPES = 4
 

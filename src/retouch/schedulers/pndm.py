@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from retouch.errors import InputError
+from retouch.schedulers.diffusion import DiffusionScheduler
 from retouch.schedulers.noise_schedule import NoiseSchedule, Settings, predicted_noise
 from retouch.schedulers.plan import AlphaPlan, Step
-from retouch.schedulers.scheduler import Scheduler
 
 _RUNGE_KUTTA_EVALUATIONS = 12  # three steps of four
 _RUNGE_KUTTA_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
@@ -88,7 +88,7 @@ class PNDMPlan(AlphaPlan):
         return (alpha_after / alpha) ** 0.5 * latents - (alpha_after - alpha) * epsilon / scale
 
 
-class PNDMScheduler(Scheduler):
+class PNDMScheduler(DiffusionScheduler):
     plan_class = PNDMPlan
     defaults: ClassVar[Settings] = {
         "skip_prk_steps": False,

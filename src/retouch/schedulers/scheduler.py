@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -22,16 +21,11 @@ from retouch.errors import CheckpointError, ConfigError, InputError
 from retouch.schedulers.noise_schedule import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
-    SMALLEST_ALPHA,
     TIMESTEP_SPACINGS,
-    NoiseSchedule,
     Settings,
     chosen_sigma_spacing,
-    make_betas,
-    respaced_sigmas,
-    spaced_timesteps,
 )
-from retouch.schedulers.plan import AlphaPlan, Plan, SigmaPlan
+from retouch.schedulers.plan import Plan
 
 CONFIG_FILE = "scheduler_config.json"
 _DEFAULTED = "_use_default_values"
@@ -76,15 +70,7 @@ def _plain(value: Any) -> Any:
 class Scheduler:
     """Base of the schedulers. A subclass names its settings, its plan and how it spaces timesteps."""
 
-    common: ClassVar[Settings] = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-        "trained_betas": None,
-        "prediction_type": "epsilon",
-        "steps_offset": 0,
-    }
+    common: ClassVar[Settings] = {"num_train_timesteps": 1000}
     defaults: ClassVar[Settings] = {}  # a scheduler's own settings, and its values for the common ones
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "beta_schedule": BETA_SCHEDULES,
@@ -92,8 +78,8 @@ class Scheduler:
         "timestep_spacing": TIMESTEP_SPACINGS,
     }
     accepts: ClassVar[tuple[str, ...]] = ()  # which of "timesteps" and "sigmas" a caller may give
-    plan_class: ClassVar[type[AlphaPlan] | type[SigmaPlan]]
-    last_alpha: ClassVar[float | None] = None  # replaces the last alpha under zero terminal SNR
+    fewest: ClassVar[Mapping[str, int]] = {"timesteps": 1, "sigmas": 2}  # shortest list that makes a step
+    plan_class: ClassVar[type[Plan]]
 
     def __init__(self, **settings: Any) -> None:
         known = {**self.common, **self.defaults}
@@ -188,19 +174,6 @@ class Scheduler:
     def __len__(self) -> int:
         return int(self.settings["num_train_timesteps"])
 
-    @cached_property
-    def noise_schedule(self) -> NoiseSchedule:
-        last_alpha = self.last_alpha if self.settings.get("rescale_betas_zero_snr") else None
-        return NoiseSchedule(make_betas(self.settings), last_alpha)
-
-    @property
-    def betas(self) -> Tensor:
-        return self.noise_schedule.betas
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        return self.noise_schedule.alphas_cumprod
-
     def plan(
         self,
         num_inference_steps: int | None = None,
@@ -212,30 +185,7 @@ class Scheduler:
         eta: float = 0.0,
     ) -> Plan:
         """Start a run: give the number of steps, or the timesteps, or the sigmas (with the final one)."""
-        self._check_request(num_inference_steps, timesteps, sigmas)
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        run: dict[str, Any] = {"device": device, "generator": generator, "eta": eta}
-        return self.plan_class(self.settings, self.noise_schedule, *levels, **run)
-
-    def levels(
-        self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
-    ) -> tuple[np.ndarray, ...]:
-        """What the plan class takes after the noise schedule: the timesteps and, with most, the sigmas."""
-        if timesteps is not None:
-            values = np.asarray(timesteps)
-            if (np.diff(values) >= 0).any():
-                raise InputError(
-                    f"timesteps is {timesteps}. Each must be smaller than the one before it; sort the list "
-                    f"from noisy to clean and remove duplicates."
-                )
-            return (values,)
-        assert steps is not None
-        return (self.space_timesteps(steps),)
-
-    def space_timesteps(self, steps: int, **how: Any) -> np.ndarray:
-        """The falling timesteps that the settings ask for, float64."""
-        spacing, offset = self.settings.get("timestep_spacing", "linspace"), self.settings["steps_offset"]
-        return spaced_timesteps(spacing, steps, len(self), offset=offset, **how)
+        raise NotImplementedError
 
     def _check_request(
         self,
@@ -263,14 +213,24 @@ class Scheduler:
 
             raise InputError(
                 f"{type(self).__name__} does not take custom {name}. Those that do: "
-                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps."
+                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps.",
+                parameter=name,
             )
         values = np.asarray(given[name], dtype=np.float64)
-        least = 2 if name == "sigmas" else 1
+        least = self.fewest[name]
         if values.ndim != 1 or len(values) < least or not np.isfinite(values).all() or values.min() < 0:
             raise InputError(
                 f"{name} is {given[name]}. It must be a list of at least {least} finite numbers, none "
                 f"below 0. Correct the list, or give num_inference_steps."
+            )
+
+    @staticmethod
+    def _check_falling(name: str, values: np.ndarray) -> None:
+        if (np.diff(values) >= 0).any():
+            raise InputError(
+                f"{name} is {values.tolist()}. Each must be smaller than the one before it; sort the list "
+                f"from noisy to clean and remove duplicates.",
+                parameter=name,
             )
 
     # From here on: diffusers' way of driving a scheduler, one run at a time.
@@ -287,10 +247,14 @@ class Scheduler:
         self.num_inference_steps = num_inference_steps or -(-len(self._plan) // self.order)
         self._step_index = self._begin_index = None
 
+    def _training_plan(self) -> Plan:
+        """Return all timesteps of training, which training code reads without `set_timesteps`."""
+        return self.plan(len(self))
+
     @property
     def _current(self) -> Plan:
         if self._plan is None:
-            self._plan = self.plan(len(self))  # what training code and early readers of `timesteps` expect
+            self._plan = self._training_plan()
         return self._plan
 
     @property
@@ -338,6 +302,13 @@ class Scheduler:
         self._step_index = index
         return index
 
+    def _indices_to_noise_to(self, timesteps: Tensor) -> list[int]:
+        """Return a position for each row: of its timestep or, after `set_begin_index`, of the next step."""
+        if self._begin_index is None:
+            return [self._index_of(timestep) for timestep in timesteps]
+        index = self._begin_index if self._step_index is None else self._step_index
+        return [index] * len(timesteps)
+
     def scale_model_input(self, sample: Tensor, timestep: int | float | Tensor | None = None) -> Tensor:
         if timestep is None:
             return sample
@@ -360,61 +331,3 @@ class Scheduler:
         if return_dict:
             return SchedulerOutput(moved, original)
         return (moved,) if original is None else (moved, original)
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return self.noise_schedule.mix(original_samples, noise, timesteps)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return self.noise_schedule.velocity(sample, noise, timesteps)
-
-
-class SigmaScheduler(Scheduler):
-    """Base of the schedulers that step from sigma to sigma."""
-
-    plan_class: ClassVar[type[SigmaPlan]]
-    last_alpha = SMALLEST_ALPHA
-
-    def levels(
-        self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
-    ) -> tuple[np.ndarray, ...]:
-        schedule = self.noise_schedule
-        if sigmas is not None:
-            values = np.asarray(sigmas, dtype=np.float32)
-            return schedule.timesteps_at(values[:-1]).astype(np.float32), values
-        if timesteps is not None:
-            self._refuse_two_spacings()
-            chosen = np.asarray(timesteps, dtype=np.float32)
-        else:
-            assert steps is not None
-            chosen = self.space_timesteps(steps, rounded=False).astype(np.float32)
-        levels = respaced_sigmas(self.settings, schedule.sigmas_at(chosen), len(chosen))
-        if chosen_sigma_spacing(self.settings) is not None:
-            chosen = schedule.timesteps_at(levels).astype(np.float32)
-        return chosen, np.append(levels, self.final_sigma)
-
-    def _refuse_two_spacings(self) -> None:
-        spacing = chosen_sigma_spacing(self.settings)
-        if spacing is not None:
-            raise InputError(
-                f"Custom timesteps and {spacing} = True contradict each other: both choose the sigmas. "
-                f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False)."
-            )
-
-    @property
-    def final_sigma(self) -> float:
-        """Where the last step ends: 0, or the smallest sigma of training."""
-        at_least = self.settings.get("final_sigmas_type", "zero") == "sigma_min"
-        return float(self.noise_schedule.sigmas[0]) if at_least else 0.0
-
-    @property
-    def sigmas(self) -> Tensor:
-        return self._current.sigmas  # type: ignore[attr-defined]
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """To the level of `timesteps`; after `set_begin_index`, to that of the run's next step."""
-        if self._begin_index is None:
-            indices = [self._index_of(timestep) for timestep in timesteps]
-        else:
-            index = self._begin_index if self._step_index is None else self._step_index
-            indices = [index] * len(timesteps)
-        return self._current.noised_at(original_samples, noise, indices)  # type: ignore[attr-defined]

@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from retouch.schedulers.ddpm import DDPMPlan
+from retouch.schedulers.diffusion import DiffusionScheduler
 from retouch.schedulers.noise_schedule import Settings
-from retouch.schedulers.scheduler import Scheduler, SchedulerOutput
+from retouch.schedulers.scheduler import SchedulerOutput
 
 
 class UnCLIPPlan(DDPMPlan):
@@ -22,7 +23,7 @@ class UnCLIPPlan(DDPMPlan):
         return 1 - beta, beta
 
 
-class UnCLIPScheduler(Scheduler):
+class UnCLIPScheduler(DiffusionScheduler):
     plan_class = UnCLIPPlan
     common: ClassVar[Settings] = {
         "num_train_timesteps": 1000,
