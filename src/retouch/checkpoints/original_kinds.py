@@ -1,7 +1,7 @@
-"""The checkpoints that were published as one file in the original layout: their parts and settings.
+"""The kinds of checkpoints that were published as one file in the original layout: their parts and settings.
 
-A file of this layout holds tensors alone, so what a hub repository says in its config.json files is here, as
-published there. Settings that are the defaults of our configs are left out. Nothing is read here.
+A file of this layout holds tensors alone, so the settings that a hub repository has in its config.json files
+are here, as published there. Settings that are the defaults of our configs are left out. Nothing is read here.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a pipeline is made of: of each part the class and the settings, as a hub repository has them."""
+    """A kind of checkpoint: its family, its task, and the class and settings of each of its parts."""
 
     title: str
-    pipeline: str  # one class of the family, as model_index.json would name it
-    parts: Mapping[str, tuple[str, Settings]]
+    family: str  # the family's name in the registry
+    task: str  # text2image, image2image or inpaint: the task that it was trained for
+    parts: Mapping[str, tuple[str, Settings]]  # as a hub repository has them
     switches: Mapping[str, Any] = field(default_factory=dict)
-    # Another kind with the same tensors, which predicts epsilon where this one predicts v.
+    # The name of another kind with the same tensors, which predicts epsilon where this one predicts v.
     twin: str | None = None
-    # Holds the tokenizers, where the settings came from a folder rather than from here.
+    # The folder that holds the tokenizers, where the settings came from a folder rather than from here.
     folder: Path | None = None
 
     def settings_of(self, part: str) -> Settings:
-        """The config of one part; a ControlNet, being a copy of the UNet's way down, has what that shares."""
+        """Return the config of one part. A ControlNet copies the UNet's encoder and shares its settings."""
         if part == "controlnet" and part not in self.parts:
             _, settings = self.parts["unet"]
-            return {key: value for key, value in settings.items() if key not in _OF_A_UNET_ALONE}
+            return {key: value for key, value in settings.items() if key not in _UNET_ONLY}
         if part not in self.parts:
             raise InputError(
                 f"{self.title} has no {part}. Its parts are {', '.join(self.parts)}. Pass config= with a "
-                f"folder that holds the settings."
+                f"folder that holds the settings.",
+                parameter="config",
             )
         return self.parts[part][1]
 
 
-_OF_A_UNET_ALONE = ("sample_size", "up_block_types")
+_UNET_ONLY = ("sample_size", "up_block_types")
 
 
 def _vae(sample_size: int, **settings: Any) -> tuple[str, Settings]:
@@ -77,7 +79,7 @@ def _text_encoder(class_name: str, width: int, layers: int, **settings: Any) -> 
 
 
 _CLIP_L = _text_encoder("CLIPTextModel", 768, 12, hidden_act="quick_gelu", projection_dim=768)
-# SD 2 was trained on what the last layer but one says, so the last is left out.
+# SD 2 was trained on the output of the last layer but one, so the last is left out.
 _VIT_H = _text_encoder("CLIPTextModel", 1024, 23, hidden_act="gelu", projection_dim=512)
 _BIG_G = _text_encoder("CLIPTextModelWithProjection", 1280, 32, hidden_act="gelu", projection_dim=1280)
 
@@ -184,27 +186,27 @@ _REFINER = {
     "unet": _unet(128, 4, **_REFINER_UNET),
 }
 
+_SD, _SDXL = "stable_diffusion", "stable_diffusion_xl"
+
 # By the names that `config=` takes.
 KINDS: dict[str, Kind] = {
-    "sd15": Kind("Stable Diffusion 1.x", "StableDiffusionPipeline", _sd_1(4, _PNDM)),
-    "sd15-inpainting": Kind(
-        "Stable Diffusion 1.x inpainting", "StableDiffusionInpaintPipeline", _sd_1(9, _DDIM)
-    ),
+    "sd15": Kind("Stable Diffusion 1.x", _SD, "text2image", _sd_1(4, _PNDM)),
+    "sd15-inpainting": Kind("Stable Diffusion 1.x inpainting", _SD, "inpaint", _sd_1(9, _DDIM)),
     "sd2": Kind(
         "Stable Diffusion 2.x (768, v-prediction)",
-        "StableDiffusionPipeline",
+        _SD,
+        "text2image",
         _sd_2(768, 4, _DDIM_V, upcast_attention=True),
         twin="sd2-base",
     ),
-    "sd2-base": Kind("Stable Diffusion 2.x (512)", "StableDiffusionPipeline", _sd_2(512, 4, _PNDM)),
-    "sd2-inpainting": Kind(
-        "Stable Diffusion 2.x inpainting", "StableDiffusionInpaintPipeline", _sd_2(512, 9, _PNDM)
-    ),
-    "sdxl": Kind("Stable Diffusion XL", "StableDiffusionXLPipeline", _xl(4)),
-    "sdxl-inpainting": Kind("Stable Diffusion XL inpainting", "StableDiffusionXLInpaintPipeline", _xl(9)),
+    "sd2-base": Kind("Stable Diffusion 2.x (512)", _SD, "text2image", _sd_2(512, 4, _PNDM)),
+    "sd2-inpainting": Kind("Stable Diffusion 2.x inpainting", _SD, "inpaint", _sd_2(512, 9, _PNDM)),
+    "sdxl": Kind("Stable Diffusion XL", _SDXL, "text2image", _xl(4)),
+    "sdxl-inpainting": Kind("Stable Diffusion XL inpainting", _SDXL, "inpaint", _xl(9)),
     "sdxl-refiner": Kind(
         "Stable Diffusion XL refiner",
-        "StableDiffusionXLImg2ImgPipeline",
+        _SDXL,
+        "image2image",
         _REFINER,
         {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
     ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,8 +278,13 @@ class SingleFile:
         )
 
 
-def settings_from(config: str | os.PathLike[str], **options: Any) -> Kind:
-    """The kind of a name in KINDS, or one read from a pipeline's folder or repository."""
+def settings_from(
+    config: str | os.PathLike[str], identify: Callable[[Any], tuple[str, str]], **options: Any
+) -> Kind:
+    """Return the kind of a name in KINDS, or one read from a pipeline's folder or repository.
+
+    `identify` returns the family and the task of a pipeline class by the name that model_index.json has.
+    """
     if isinstance(config, str) and config in KINDS:
         return replace(KINDS[config], twin=None)
     checkpoint = Checkpoint.open(config, **options)
@@ -296,7 +301,8 @@ def settings_from(config: str | os.PathLike[str], **options: Any) -> Kind:
         settings = {} if class_name.startswith("CLIPTokenizer") else read_config(folder / part / name)
         parts[part] = (class_name, settings)
     switches = {key: value for key, value in index.items() if not isinstance(value, list) and key[0] != "_"}
-    return Kind(os.fspath(config), str(index.get("_class_name")), parts, switches, folder=folder)
+    family, task = identify(index.get("_class_name"))
+    return Kind(os.fspath(config), family, task, parts, switches, folder=folder)
 
 
 def _is_read_from_folder(class_name: str) -> bool:

@@ -85,6 +85,15 @@ def test_scheduler(name: str) -> None:
         assert settings["clip_sample"] is settings["set_alpha_to_one"] is False
 
 
+def test_families_and_tasks() -> None:
+    for name, kind in KINDS.items():
+        assert kind.family == ("stable_diffusion_xl" if "xl" in name else "stable_diffusion")
+        if name == "sdxl-refiner":
+            assert kind.task == "image2image"
+        else:
+            assert kind.task == ("inpaint" if name.endswith("inpainting") else "text2image")
+
+
 def test_parts() -> None:
     for name, kind in KINDS.items():
         both = {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"} & set(kind.parts)
