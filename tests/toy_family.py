@@ -1,7 +1,8 @@
-"""A family of models as a package outside retouch would add it, to see that no other file needs to know of it.
+"""A family of models as a package outside retouch would add it, to see that no other file needs to know of
+it.
 
-16 latent channels with a scale and a shift, flow matching whose shift depends on the picture's size, and a transformer
-that sees squares of 2x2 latents as tokens. `entry_point` writes what pip would install.
+16 latent channels with a scale and a shift, flow matching whose shift depends on the picture's size, and a
+transformer that sees squares of 2x2 latents as tokens. `entry_point` writes what pip would install.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """retouch: inpainting with diffusion models.
 
-The public names stand in __init__.pyi. Each is imported when it is first used, so `import retouch` is quick and torch
+The public names stand in __init__.pyi. Each is imported at its first use, so `import retouch` is quick and torch
 comes with the first model. Pipeline classes come from the registry of families.
 """
 

@@ -1,4 +1,4 @@
-"""The public names, for editors and type checkers, and for __init__.py, which reads them here: each stands once."""
+"""The public names, each once: for editors and type checkers, and for __init__.py, which reads them here."""
 
 from retouch import control as control, utils as utils
 from retouch.editing.compare import compare as compare
@@ -34,7 +34,7 @@ from retouch.pipelines.auto import (
     AutoPipelineForInpainting as AutoPipelineForInpainting,
     AutoPipelineForText2Image as AutoPipelineForText2Image,
 )
-from retouch.pipelines.compat import *
+from retouch.pipelines.compat import *  # noqa: F403
 from retouch.pipelines.progress import Recording as Recording
 from retouch.schedulers.ddim import DDIMScheduler as DDIMScheduler
 from retouch.schedulers.ddpm import DDPMScheduler as DDPMScheduler

@@ -10,8 +10,8 @@
     └── Cancelled                         the caller stopped the run between two steps
 
 Each message has three parts: what was given, what is accepted, what to do next. `error.parameter` is the name
-of the argument that it concerns, where there is one, so that a command line or a server can name its own flag or
-field.
+of the argument that it concerns, where there is one, so that a command line or a server can name its own flag
+or field.
 """
 
 

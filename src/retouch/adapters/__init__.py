@@ -1,1 +1,1 @@
-"""Adapters: LoRA, textual inversion, IP-Adapter and ControlNet, as functions and values that a pipeline uses."""
+"""Adapters of a pipeline: LoRA, textual inversion, IP-Adapter and ControlNet."""

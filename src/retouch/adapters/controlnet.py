@@ -41,8 +41,8 @@ class ControlArguments(Arguments):
 
     control_image: Any = argument(
         None,
-        "The control picture: PIL, array or tensor, whose values are kept; for several nets a list with one for "
-        "each.",
+        "The control picture: PIL, array or tensor, whose values are kept; for several nets a list with one "
+        "for each.",
     )
     controlnet_conditioning_scale: float | Sequence[float] = argument(
         1.0, "How strongly the ControlNet acts; for several nets also a list. None: the task's default."
@@ -71,8 +71,8 @@ class ControlNetUse:
         several = isinstance(given, list | tuple)
         if given is not None and not all(map(callable, given if several else [given])):
             raise InputError(
-                f"controlnet is {given!r:.80}. A ControlNetModel or a list of them is accepted; make one with "
-                "ControlNetModel.from_pretrained(name).",
+                f"controlnet is {given!r:.80}. A ControlNetModel or a list of them is accepted; make one "
+                "with ControlNetModel.from_pretrained(name).",
                 parameter="controlnet",
             )
         return {**components, "controlnet": MultiControlNetModel(given)} if several else components
@@ -94,8 +94,8 @@ class ControlNetUse:
                     )
         if call.tile_size is not None:
             raise InputError(
-                "tile_size was given to a pipeline with a ControlNet, whose picture is not cut into windows. Leave "
-                "one of them out.",
+                "tile_size was given to a pipeline with a ControlNet, whose picture is not cut into windows. "
+                "Leave one of them out.",
                 parameter="tile_size",
             )
         for net in _nets(parts):
@@ -103,15 +103,13 @@ class ControlNetUse:
         for start, end in _windows(parts, given):
             if not 0 <= start < end <= 1:
                 raise InputError(
-                    f"control_guidance_start={start} and control_guidance_end={end} are not a part of the run. "
-                    "They are fractions of the steps from 0 to 1, the start before the end.",
+                    f"control_guidance_start={start} and control_guidance_end={end} are not a part of the "
+                    "run. They are fractions of the steps from 0 to 1, the start before the end.",
                     parameter="control_guidance_start",
                 )
         _per_net("controlnet_conditioning_scale", parts, given)
 
-    def arrange(
-        self, parts: Parts, call: Call, pictures: Pictures, processor: VaeImageProcessor
-    ) -> Pictures:
+    def arrange(self, parts: Parts, call: Call, pictures: Pictures, processor: VaeImageProcessor) -> Pictures:
         """Return the pictures with the control pictures at the working size.
 
         Without a picture to start from, the control picture sets the size.
@@ -126,9 +124,7 @@ class ControlNetUse:
             own = size_of(per_net[0][0])
             height, width = (
                 side or filled
-                for side, filled in zip(
-                    (call.height, call.width), parts.layout.filled_up(*own), strict=True
-                )
+                for side, filled in zip((call.height, call.width), parts.layout.filled_up(*own), strict=True)
             )
             cut = own if free_size and own != (height, width) else None
             pictures = replace(pictures, height=height, width=width, cut=cut)
@@ -149,8 +145,8 @@ class ControlNetUse:
         counts = {count for count in [pictures.count, *map(len, control)] if count > 1}
         if len(counts) > 1:
             raise InputError(
-                f"{self.argument} and the other pictures are {sorted(counts)} in number. Give one of a kind for "
-                "all, or the same number of each.",
+                f"{self.argument} and the other pictures are {sorted(counts)} in number. Give one of a kind "
+                "for all, or the same number of each.",
                 parameter=self.argument,
             )
         return replace(pictures, control=control)
@@ -174,7 +170,9 @@ class ControlNetUse:
             )
 
     def _pictures_per_net(self, parts: Parts, value: Any) -> list[list[Any]]:
-        """Return the control pictures of each net. A list of lists holds one prompt's pictures after another's."""
+        """Return the control pictures of each net. A list of lists holds one prompt's pictures after
+        another's.
+        """
         name, count = self.argument, len(_nets(parts))
         if not hasattr(parts.part("controlnet"), "nets"):
             value = [value]
@@ -182,8 +180,8 @@ class ControlNetUse:
             lengths = {len(part) if isinstance(part, list | tuple) else 1 for part in value}
             if lengths != {count}:
                 raise InputError(
-                    f"{name} is a list of lists with {sorted(lengths)} entries, and there are {count} ControlNets. "
-                    "Each inner list belongs to a prompt and holds a picture for each net.",
+                    f"{name} is a list of lists with {sorted(lengths)} entries, and there are {count} "
+                    "ControlNets. Each inner list belongs to a prompt and holds a picture for each net.",
                     parameter=name,
                 )
             value = list(zip(*value, strict=True))
@@ -191,15 +189,13 @@ class ControlNetUse:
             value = [value]
         if len(value) != count:
             raise InputError(
-                f"{name} holds {len(value)} pictures for {count} ControlNets. Give a list with one picture for each "
-                "net, in the order of the nets.",
+                f"{name} holds {len(value)} pictures for {count} ControlNets. Give a list with one picture "
+                "for each net, in the order of the nets.",
                 parameter=name,
             )
         nets = [as_list(part) for part in value]
         if not all(nets):
-            raise InputError(
-                f"{name} is an empty list. Give a picture for each ControlNet.", parameter=name
-            )
+            raise InputError(f"{name} is an empty list. Give a picture for each ControlNet.", parameter=name)
         return nets
 
     def _readable(self, picture: Any) -> Any:
@@ -222,8 +218,8 @@ class ControlNetUse:
         given = f"{self.argument} is {width}x{height} but the picture is {own_width}x{own_height}."
         if abs(width * own_height - own_width * height) > max(*size, *own):
             raise InputError(
-                f"{given} A control picture must have its picture's size, or at least its aspect. Make one for this "
-                "picture, or give height and width, to which both are stretched.",
+                f"{given} A control picture must have its picture's size, or at least its aspect. Make one "
+                "for this picture, or give height and width, to which both are stretched.",
                 parameter=self.argument,
             )
         warnings.warn(
@@ -245,8 +241,8 @@ class ControlNetUse:
         wanted = net.config.conditioning_channels
         if pixels.shape[1] not in (1, wanted):
             raise InputError(
-                f"{self.argument} has {pixels.shape[1]} channels, and this ControlNet takes {wanted}. Drop an alpha "
-                "channel, or convert the picture.",
+                f"{self.argument} has {pixels.shape[1]} channels, and this ControlNet takes {wanted}. Drop "
+                "an alpha channel, or convert the picture.",
                 parameter=self.argument,
             )
         return pixels.expand(-1, wanted, -1, -1)
@@ -262,8 +258,8 @@ def _check_net(parts: Parts, net: Any) -> None:
     channels = parts.layout.channels
     if net.config.in_channels != channels:
         raise InputError(
-            f"The ControlNet takes {net.config.in_channels} latent channels; {channels} are supported, also with an "
-            "inpainting UNet. Use one made for a regular checkpoint.",
+            f"The ControlNet takes {net.config.in_channels} latent channels; {channels} are supported, also "
+            "with an inpainting UNet. Use one made for a regular checkpoint.",
             parameter="controlnet",
         )
     for key in _MUST_MATCH:
@@ -274,8 +270,8 @@ def _check_net(parts: Parts, net: Any) -> None:
         )
         if ours != theirs:
             raise InputError(
-                f"The ControlNet has {key} = {ours} and the UNet {theirs}: they are of different families. Use a "
-                "ControlNet for this checkpoint's family (SD 1.x, SD 2.x or SDXL).",
+                f"The ControlNet has {key} = {ours} and the UNet {theirs}: they are of different families. "
+                "Use a ControlNet for this checkpoint's family (SD 1.x, SD 2.x or SDXL).",
                 parameter="controlnet",
             )
 
@@ -291,8 +287,8 @@ def _per_net(name: str, parts: Parts, given: ControlArguments) -> list[float]:
     numbers = [float(number) for number in value] if isinstance(value, list | tuple) else [float(value)]
     if len(numbers) not in (1, count) or not numbers:
         raise InputError(
-            f"{name} has {len(numbers)} entries for {count} ControlNets. Give one number for all, or a list with "
-            "one for each.",
+            f"{name} has {len(numbers)} entries for {count} ControlNets. Give one number for all, or a list "
+            "with one for each.",
             parameter=name,
         )
     return numbers * count if len(numbers) == 1 else numbers

@@ -1,4 +1,5 @@
-"""IP-Adapter on a pipeline: load adapters, set their scales, and condition a call on images beside the prompt.
+"""IP-Adapter on a pipeline: load adapters, set their scales, and condition a call on images beside the
+prompt.
 
 Adapters belong to the UNet, so pipelines that share it share them. Images, their weighting and their masks
 belong to a call. The functions whose first parameter is `self` and that diffusers has too are methods of the
@@ -71,8 +72,8 @@ def load_ip_adapter(
     for argument, values in named.items():
         if len(values) not in (1, count):
             raise InputError(
-                f"{argument} has {len(values)} entries for {count} IP-Adapters. Give one for all, or a list with "
-                "one for each.",
+                f"{argument} has {len(values)} entries for {count} IP-Adapters. Give one for all, or a list "
+                "with one for each.",
                 parameter=argument,
             )
     entries = [values * count if len(values) == 1 else values for values in named.values()]
@@ -117,8 +118,8 @@ def _encoder_beside(
 def set_ip_adapter_scale(self: Parts, scale: Any) -> None:
     """Set the strength of the adapters from the next call on: a number for all, or a list with one for each.
 
-    A scale by block is a mapping: {"down": {"block_2": [0.0, 1.0]}, "up": {"block_0": [0.0, 1.0, 0.0]}}; blocks
-    that it does not name get 0. A list within the list has a number for each image that has a mask.
+    A scale by block is a mapping: {"down": {"block_2": [0.0, 1.0]}, "up": {"block_0": [0.0, 1.0, 0.0]}};
+    blocks that it does not name get 0. A list within the list has a number for each image that has a mask.
     """
     _require_adapters(self, "set_ip_adapter_scale")
     self.part("unet").encoder_hid_proj.scales = ip_adapter_scales(self, scale)
@@ -151,8 +152,8 @@ def warn_if_unsaved(self: Parts) -> None:
     count = num_ip_adapters(self)
     if count:
         warnings.warn(
-            f"The UNet is saved without the IP-Adapters ({count}), which stay in their own files. Load them again "
-            "with load_ip_adapter, or call unload_ip_adapter() first.",
+            f"The UNet is saved without the IP-Adapters ({count}), which stay in their own files. Load them "
+            "again with load_ip_adapter, or call unload_ip_adapter() first.",
             stacklevel=3,
         )
 
@@ -167,8 +168,8 @@ def encode_image(
 ) -> tuple[Tensor, Tensor]:
     """Return the positive and the negative embeddings of pictures.
 
-    They are (pictures, width), or (pictures, tokens, width) with `output_hidden_states`. `device` is accepted and
-    ignored.
+    They are (pictures, width), or (pictures, tokens, width) with `output_hidden_states`. `device` is accepted
+    and ignored.
     """
     with self.using("image_encoder") as encoder:
         if not isinstance(image, Tensor):
@@ -234,8 +235,8 @@ def check(self: Parts, call: Call) -> None:
         return
     if len(given) != 1:
         raise InputError(
-            f"{'Both' if given else 'Neither'} of {' and '.join(names)} {'were' if given else 'was'} given to a "
-            f"pipeline with {count} IP-Adapters. Give one of the two; to paint without an image, call "
+            f"{'Both' if given else 'Neither'} of {' and '.join(names)} {'were' if given else 'was'} given "
+            f"to a pipeline with {count} IP-Adapters. Give one of the two; to paint without an image, call "
             "unload_ip_adapter() first.",
             parameter=names[0],
         )
@@ -276,9 +277,9 @@ def _check_encoder(self: Parts) -> None:
         width = config.hidden_size if layer.reads_states else config.projection_dim
         if width != layer.reads:
             raise InputError(
-                f"The IP-Adapter reads images of width {layer.reads}, and the image_encoder gives {width}. They "
-                "belong together: call load_ip_adapter with the image_encoder_folder that the adapter was made "
-                "with (most: 'models/image_encoder', of width 1024 and 1280; some for SDXL: "
+                f"The IP-Adapter reads images of width {layer.reads}, and the image_encoder gives {width}. "
+                "They belong together: call load_ip_adapter with the image_encoder_folder that the adapter "
+                "was made with (most: 'models/image_encoder', of width 1024 and 1280; some for SDXL: "
                 "'sdxl_models/image_encoder', of width 1280 and 1664), after unload_ip_adapter().",
                 parameter="ip_adapter_image",
             )
@@ -290,8 +291,8 @@ def _check_embeds(self: Parts, embeds: Any, is_guided: bool) -> None:
     if not is_list or len(embeds) != len(layers):
         given = f"a list of {len(embeds)} tensors" if is_list else f"a {type(embeds).__name__}"
         raise InputError(
-            f"ip_adapter_image_embeds is {given}, and not a list of tensors with one for each of {len(layers)} "
-            "IP-Adapters. Take it from prepare_ip_adapter_image_embeds.",
+            f"ip_adapter_image_embeds is {given}, and not a list of tensors with one for each of "
+            f"{len(layers)} IP-Adapters. Take it from prepare_ip_adapter_image_embeds.",
             parameter="ip_adapter_image_embeds",
         )
     for part, layer in zip(embeds, layers, strict=True):
@@ -301,8 +302,8 @@ def _check_embeds(self: Parts, embeds: Any, is_guided: bool) -> None:
             inner = "images, tokens" if layer.reads_states else "images"
             raise InputError(
                 f"ip_adapter_image_embeds has a tensor {tuple(part.shape)}; this IP-Adapter takes "
-                f"({rows}, {inner}, {layer.reads}){', the negative rows first' if is_guided else ''}. Take it "
-                "from prepare_ip_adapter_image_embeds, with the same guidance.",
+                f"({rows}, {inner}, {layer.reads}){', the negative rows first' if is_guided else ''}. Take "
+                "it from prepare_ip_adapter_image_embeds, with the same guidance.",
                 parameter="ip_adapter_image_embeds",
             )
 
@@ -313,15 +314,15 @@ def _check_masks(self: Parts, call: Call) -> None:
         scales = self.part("unet").encoder_hid_proj.scales
         if any(isinstance(scale, list | tuple) for scale in scales):
             raise InputError(
-                "set_ip_adapter_scale got a number for each image, which takes ip_adapter_masks. Give the masks, "
-                "or one number for each adapter.",
+                "set_ip_adapter_scale got a number for each image, which takes ip_adapter_masks. Give the "
+                "masks, or one number for each adapter.",
                 parameter="cross_attention_kwargs",
             )
         return
     if call.tile_size is not None:
         raise InputError(
-            "ip_adapter_masks were given with tile_size. They cover the whole picture, but with tile_size the "
-            "UNet sees it in windows. Leave one of them out.",
+            "ip_adapter_masks were given with tile_size. They cover the whole picture, but with tile_size "
+            "the UNet sees it in windows. Leave one of them out.",
             parameter="tile_size",
         )
     listed = _listed_masks(masks)
@@ -332,15 +333,13 @@ def _check_masks(self: Parts, call: Call) -> None:
     if not fits:
         raise InputError(
             f"ip_adapter_masks are not one tensor (1, images, height, width), or None, for each of {count} "
-            "IP-Adapters. Make them with IPAdapterMaskProcessor().preprocess(masks, height, width) and reshape "
-            "the result.",
+            "IP-Adapters. Make them with IPAdapterMaskProcessor().preprocess(masks, height, width) and "
+            "reshape the result.",
             parameter="cross_attention_kwargs",
         )
 
 
-def weighting(
-    self: Parts, call: Call, *, prompts: int, rows: int, size: tuple[int, int]
-) -> Weighting | None:
+def weighting(self: Parts, call: Call, *, prompts: int, rows: int, size: tuple[int, int]) -> Weighting | None:
     """Return how strongly the images of a call count, and where; None without adapters.
 
     `size` is the picture's height and width in pixels. The scales are those that the pipeline has now.
@@ -353,8 +352,8 @@ def weighting(
     for part in embeds:
         if len(part) // halves not in (1, prompts, rows):
             raise InputError(
-                f"ip_adapter_image_embeds has {len(part) // halves} rows in each half for {prompts} prompts. Give "
-                "one for all, or one for each.",
+                f"ip_adapter_image_embeds has {len(part) // halves} rows in each half for {prompts} prompts. "
+                "Give one for all, or one for each.",
                 parameter="ip_adapter_image_embeds",
             )
     if call.ip_adapter_masks is None:
@@ -381,8 +380,8 @@ def _check_mask(mask: Tensor, count: int, scale: Any, size: tuple[int, int]) -> 
     # Both may have been rounded to a multiple of eight.
     if abs(mask_width * height - mask_height * width) > 8 * max(mask_height, mask_width, height, width):
         raise InputError(
-            f"ip_adapter_masks are {mask_width}x{mask_height}, and the picture is {width}x{height}. They cover "
-            "the whole picture, in its shape. Make them with the same height and width.",
+            f"ip_adapter_masks are {mask_width}x{mask_height}, and the picture is {width}x{height}. They "
+            "cover the whole picture, in its shape. Make them with the same height and width.",
             parameter="cross_attention_kwargs",
         )
 
@@ -423,7 +422,7 @@ def _picture(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 3:
         return value
     raise InputError(
-        f"ip_adapter_image holds a {type(value).__name__}; it takes PIL pictures, arrays (height, width, 3) or a "
-        "tensor that feature_extractor made. Open files with load_image.",
+        f"ip_adapter_image holds a {type(value).__name__}; it takes PIL pictures, arrays (height, width, 3) "
+        "or a tensor that feature_extractor made. Open files with load_image.",
         parameter="ip_adapter_image",
     )

@@ -1,7 +1,7 @@
 """LoRA on a pipeline: load adapters, weigh them against each other, fuse them and remove them.
 
-Adapters belong to the models. Pipelines that share a model, as `from_pipe` makes them, share its adapters. The
-functions whose first parameter is `self` are methods of the pipelines.
+Adapters belong to the models. Pipelines that share a model, as `from_pipe` makes them, share its adapters.
+The functions whose first parameter is `self` are methods of the pipelines.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def fuse_lora(
 ) -> None:
     """Make the adapters in use, or those named, part of the models' weights, which is faster.
 
-    The original weights are kept in main memory for `unfuse_lora`, until `unload_lora_weights`. `safe_fusing` is
-    accepted and ignored: loading refuses a file with NaN.
+    The original weights are kept in main memory for `unfuse_lora`, until `unload_lora_weights`. `safe_fusing`
+    is accepted and ignored: loading refuses a file with NaN.
     """
     names = get_active_adapters(self) if adapter_names is None else list(adapter_names)
     _require_adapters(self, names)
@@ -206,8 +206,8 @@ def warn_if_unsaved(self: Parts) -> None:
     left_out = unsaved(self)
     if left_out:
         warnings.warn(
-            f"The models are saved without the adapters ({', '.join(left_out)}). To save the adapters as part of "
-            "the weights, call fuse_lora() first.",
+            f"The models are saved without the adapters ({', '.join(left_out)}). To save the adapters as "
+            "part of the weights, call fuse_lora() first.",
             stacklevel=3,
         )
 
@@ -223,8 +223,8 @@ def _chosen(self: Parts, components: Sequence[str] | None) -> list[nn.Module]:
     unknown = [name for name in components or () if name not in models]
     if unknown:
         raise InputError(
-            f"components names {', '.join(unknown)}; adapters can be in {', '.join(models)}. Leave it out for "
-            "all of them.",
+            f"components names {', '.join(unknown)}; adapters can be in {', '.join(models)}. Leave it out "
+            "for all of them.",
             parameter="components",
         )
     return [model for name, model in models.items() if components is None or name in components]
@@ -239,8 +239,8 @@ def _require_adapters(self: Parts, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(
-            f"There is no adapter named {', '.join(unknown)}. Loaded: {', '.join(sorted(known)) or '-'}. Load one "
-            "with load_lora_weights(..., adapter_name=...).",
+            f"There is no adapter named {', '.join(unknown)}. Loaded: {', '.join(sorted(known)) or '-'}. "
+            "Load one with load_lora_weights(..., adapter_name=...).",
             parameter="adapter_names",
         )
 
@@ -255,7 +255,8 @@ def _layers(part: str, model: nn.Module) -> Layers:
         config: Any = model.config
         found = origins("UNet2DConditionModel", config, names)
         original = {
-            name.removesuffix(".weight"): origin.name.removesuffix(".weight") for name, origin in found.items()
+            name.removesuffix(".weight"): origin.name.removesuffix(".weight")
+            for name, origin in found.items()
         }
     return Layers.of(shapes, original)
 

@@ -64,8 +64,8 @@ def load_textual_inversion(
         tokens *= len(sources)
     if len(tokens) != len(sources):
         raise InputError(
-            f"{len(tokens)} tokens were given for {len(sources)} textual inversions. Give one for each, or none "
-            "to use those that the files name.",
+            f"{len(tokens)} tokens were given for {len(sources)} textual inversions. Give one for each, or "
+            "none to use those that the files name.",
             parameter="token",
         )
     options: dict[str, Any] = {
@@ -105,8 +105,8 @@ def unload_textual_inversion(
     unknown = [word for word in words if word not in known]
     if unknown:
         raise InputError(
-            f"No word {', '.join(unknown)} was learned. Learned are: {', '.join(sorted(known)) or '-'}. Name one "
-            "of them, or none to remove all.",
+            f"No word {', '.join(unknown)} was learned. Learned are: {', '.join(sorted(known)) or '-'}. Name "
+            "one of them, or none to remove all.",
             parameter="tokens",
         )
     for each, encoder in pairs:
@@ -155,15 +155,15 @@ def _additions(
             each, encoder = self.part(_TOKENIZERS[name]), self.part(name)
         if each is None or encoder is None:
             raise InputError(
-                f"{source} is for {name or 'a text encoder'}, which this pipeline lacks. Load the pipeline with "
-                "it, or give tokenizer and text_encoder.",
+                f"{source} is for {name or 'a text encoder'}, which this pipeline lacks. Load the pipeline "
+                "with it, or give tokenizer and text_encoder.",
                 parameter="text_encoder",
             )
         width = encoder.get_input_embeddings().weight.shape[1]
         if rows.shape[1] != width:
             raise CheckpointError(
-                f"{source} has vectors of width {rows.shape[1]}, and this text encoder has {width}. Use one that "
-                "was made for this family of models; for SDXL's second encoder give "
+                f"{source} has vectors of width {rows.shape[1]}, and this text encoder has {width}. Use one "
+                "that was made for this family of models; for SDXL's second encoder give "
                 "tokenizer=pipeline.tokenizer_2 and text_encoder=pipeline.text_encoder_2.",
                 parameter="pretrained_model_name_or_path",
             )
@@ -179,9 +179,9 @@ def _refuse_known_tokens(additions: Sequence[_Addition]) -> None:
         taken = [token for token in (*addition.tokens, f"{addition.tokens[0]}_1") if token in known]
         if taken:
             raise InputError(
-                f"The tokenizer knows {taken[0]!r} already. A learned word needs its own name. Give another as "
-                f"token=..., or call unload_textual_inversion({addition.tokens[0]!r}) first if it was learned "
-                "before.",
+                f"The tokenizer knows {taken[0]!r} already. A learned word needs its own name. Give another "
+                f"as token=..., or call unload_textual_inversion({addition.tokens[0]!r}) first if it was "
+                "learned before.",
                 parameter="token",
             )
         known.update(addition.tokens)

@@ -152,7 +152,7 @@ class Editor:
             working,
             context=options.context,
             feather=options.feather or 0,
-            factor=pipeline.vae_scale_factor,
+            factor=pipeline.layout.multiple,
             square=self.profile.square_crops,
         )
         return Job(photo, hole, parts, options, working, pipeline, self._cache, recording)
@@ -170,9 +170,13 @@ class Editor:
 
     def _int8(self) -> Pipeline:
         """The pipeline in 8 bits, made when it is first asked for."""
-        unet: Any = self.pipeline.unet
-        if self.pipeline.why_not_int8 is not None or self._rounded is None or self._rounded[0] is not unet:
-            self._rounded = unet, self.pipeline.with_int8()
+        denoiser = self.pipeline.part(self.pipeline.family.denoiser)
+        if (
+            self.pipeline.why_not_int8 is not None
+            or self._rounded is None
+            or self._rounded[0] is not denoiser
+        ):
+            self._rounded = denoiser, self.pipeline.with_int8()
         return self._rounded[1]
 
 

@@ -36,13 +36,12 @@ def release() -> None:
 
 def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
     """The same models, but the VAE works in tiles of at most `side` pixels; the given one is not touched."""
-    vae = copy.copy(pipeline.vae)  # shares the weights
-    factor = pipeline.vae_scale_factor
+    name, factor = pipeline.family.autoencoder, pipeline.layout.stride
+    vae = copy.copy(pipeline.part(name))  # shares the weights
     step = 4 * factor  # so that the quarter by which tiles overlap is whole latents
     side = max(1, min(side, vae.tile_sample_min_size) // step) * step
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
-    name = next(name for name, part in pipeline.components.items() if part is pipeline.vae)
     return type(pipeline).from_pipe(pipeline, **{name: vae})
 
 

@@ -77,17 +77,20 @@ class _Painting:
 
 def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float]:
     """One crop, painted and joined, which of its pixels belong into the photo, and its seam."""
-    crop, factor, options = job.crops[index], job.pipeline.vae_scale_factor, job.options
+    crop, layout, options = job.crops[index], job.pipeline.layout, job.options
     with job.timed("prepare"):
         given = job.photo.pixels(crop.box)
         hole = crop.of(job.hole.levels).astype(np.float32) / 255
         # By default a fiftieth of the crop, which is one latent or two.
         feather = max(1.0, 0.02 * max(crop.size)) if options.feather is None else options.feather
-        reach = feather / 2 + factor * max(crop.size) / max(crop.width, crop.height)  # and the latent there
+        reach = feather / 2 + layout.stride * max(crop.size) / max(
+            crop.width, crop.height
+        )  # and the latent there
 
     def attempt(pipeline: Pipeline, share: float = 1.0) -> np.ndarray:
+        multiple = layout.multiple
         width, height = (
-            max(factor, int(side * share) // factor * factor) for side in (crop.width, crop.height)
+            max(multiple, int(side * share) // multiple * multiple) for side in (crop.width, crop.height)
         )
         smaller = replace(crop, width=width, height=height)
         painting = _Painting(job, pipeline, smaller, given, hole, feather, reach, seed, index, variation)
@@ -96,7 +99,7 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
     def tiled() -> Pipeline:
         return with_tiled_vae(job.pipeline, max(crop.width, crop.height) // 2)
 
-    with job.timed("paint"), job.pipeline.keeping_blocks():
+    with job.timed("paint"), job.pipeline.keeping_memory():
         painted = with_fallbacks(
             [
                 ("", lambda: attempt(job.pipeline)),
@@ -174,14 +177,14 @@ def _for_latents(painting: _Painting, size: tuple[int, int]) -> Image.Image:
     """
     levels = np.rint(255 * softened(painting.hole, painting.feather)).astype(np.uint8)
     resized = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR))
-    factor = painting.pipeline.vae_scale_factor
+    factor = painting.pipeline.layout.stride
     cells = resized.reshape(size[1] // factor, factor, size[0] // factor, factor).max(axis=(1, 3))
     return Image.fromarray(np.kron(cells, np.ones((factor, factor), np.uint8)))
 
 
 def _fine_size(own: tuple[int, int], job: Job) -> tuple[int, int]:
     """The crop's own size in multiples of the VAE's factor, or what is left of it under the limit."""
-    factor = job.pipeline.vae_scale_factor
+    factor = job.pipeline.layout.multiple
     scale = min(1.0, (_LARGEST * job.working_size**2 / (own[0] * own[1])) ** 0.5)
     width, height = (max(factor, round(side * scale / factor) * factor) for side in own)
     return width, height

@@ -71,8 +71,8 @@ def _overflowed(vae: Any, *results: Tensor) -> bool:
     if vae.dtype == torch.float32 or all(bool(part.isfinite().all()) for part in results):
         return False
     warnings.warn(
-        f"The VAE overflowed in {vae.dtype}, so a float32 copy repeats its work. Load the pipeline in bfloat16 "
-        "or float32 to save that time.",
+        f"The VAE overflowed in {vae.dtype}, so a float32 copy repeats its work. Load the pipeline in "
+        "bfloat16 or float32 to save that time.",
         stacklevel=3,
     )
     return True

@@ -1,8 +1,8 @@
 """The arguments of a pipeline's call: their defaults and meanings, and the only checks of them.
 
 `Call` holds what all families share. A family or an adapter with arguments of its own declares them in a
-dataclass beside its code (`Arguments`), which a call carries as `own` or `control`. A `Task` says which arguments
-it needs and which it refuses.
+dataclass beside its code (`Arguments`), which a call carries as `own` or `control`. A `Task` says which
+arguments it needs and which it refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
@@ -59,7 +59,8 @@ class Call(Arguments):
         None, "Work only on the masked area with this margin, at full size, and paste it back."
     )
     strength: float = argument(
-        1.0, "How much of the schedule runs, 0 to 1; less keeps more of the picture. None: the task's default."
+        1.0,
+        "How much of the schedule runs, 0 to 1; less keeps more of the picture. None: the task's default.",
     )
     num_inference_steps: int = argument(50, "Denoising steps of the whole schedule, before strength.")
     timesteps: Sequence[int] | None = argument(None, "Custom timesteps, descending, instead of a step count.")
@@ -159,11 +160,15 @@ class Task:
 
     def with_defaults(self, **defaults: Any) -> Task:
         """Return the same task with other defaults for some arguments."""
-        return Task(self.name, self.needs, self.refuses, {**self.defaults, **defaults})
+        return replace(self, defaults={**self.defaults, **defaults})
 
     def needing(self, *names: str) -> Task:
         """Return the same task with further arguments that must be given."""
-        return Task(self.name, (*names, *self.needs), self.refuses, self.defaults)
+        return replace(self, needs=(*names, *self.needs))
+
+    def refusing(self, *names: str) -> Task:
+        """Return the same task with further arguments that are refused."""
+        return replace(self, refuses=(*self.refuses, *names))
 
 
 TEXT_TO_IMAGE = Task(
@@ -181,7 +186,9 @@ INPAINT = Task("inpaint", needs=("image", "mask_image"))
 
 def documented(summary: str, *groups: type[Arguments]) -> Callable[[FunctionT], FunctionT]:
     """Give a call a docstring with the meaning of each argument in its signature."""
-    docs = {entry.name: entry.metadata["doc"] for group in groups for entry in fields(group) if entry.metadata}
+    docs = {
+        entry.name: entry.metadata["doc"] for group in groups for entry in fields(group) if entry.metadata
+    }
 
     def decorate(function: FunctionT) -> FunctionT:
         names = [name for name in inspect.signature(function).parameters if name in docs]
@@ -206,42 +213,50 @@ def make_call(
 
     `accepted` are the names of the signature. `renamed` maps a name there to the argument that it means.
     """
-    renamed = renamed or {}
+    groups = [group for group in (kind, own, control) if group is not None]
     for name in given:
         if name not in accepted:
             raise InputError(f"{task.name} has no argument {name!r}. {_hint(name, accepted)}", parameter=name)
     for name in task.needs:
         if given.get(name) is None:
             raise InputError(f"{task.name} needs {name}, which was not given (or is None).", parameter=name)
-    meant = {renamed.get(name, name): value for name, value in given.items()}
+    values = dict(given)
+    for name, meaning in (renamed or {}).items():
+        if name != meaning and name in values:
+            if values.get(meaning) is not None:
+                raise InputError(
+                    f"Both {name} and {meaning} were given, which mean the same here. Give {name}.",
+                    parameter=meaning,
+                )
+            values[meaning] = values.pop(name)
     for name in task.refuses:
-        if meant.get(name) is not None and meant[name] != _default(Call, name):
+        value, default = values.get(name), _default(groups, name)
+        if value is not None and (default is None or value != default):
             raise InputError(
-                f"{name} was given, which {task.name} does not take. Leave it out, or use the pipeline class of "
-                "another task; from_pipe makes one with the same models.",
+                f"{name} was given, which {task.name} does not take. Leave it out, or use the pipeline class "
+                "of another task; from_pipe makes one with the same models.",
                 parameter=name,
             )
-    # In a signature, None stands for a default that depends on the task.
-    values = {name: value for name, value in meant.items() if value is not None or name not in task.defaults}
+    # None stands for the default of the task, or else of the argument.
+    defaults = {name: _default(groups, name) for name in values} | dict(task.defaults)
+    values = {name: defaults[name] if value is None else value for name, value in values.items()}
     values = {**task.defaults, **values}
-    groups: dict[str, Any] = {}
-    for slot, group in (("own", own), ("control", control)):
-        if group is not None:
-            groups[slot] = group(**_taken(values, group))
-    return kind(**_taken(values, kind), **groups)
+    parts: dict[str, Any] = {
+        slot: group(**_taken(values, group))
+        for slot, group in (("own", own), ("control", control))
+        if group is not None
+    }
+    return kind(**_taken(values, kind), **parts)
 
 
 def _taken(values: Mapping[str, Any], group: type[Arguments]) -> dict[str, Any]:
-    """Return the values of a group; None in place of a number means the default."""
-    taken = {name: values[name] for name in group.names() if name in values}
-    return {
-        name: value for name, value in taken.items() if value is not None or _default(group, name) is None
-    }
+    """Return the values of a group."""
+    return {name: values[name] for name in group.names() if name in values}
 
 
-def _default(group: type[Arguments], name: str) -> Any:
-    default = next(entry.default for entry in fields(group) if entry.name == name)
-    return None if default is MISSING else default
+def _default(groups: Sequence[type[Arguments]], name: str) -> Any:
+    """Return the default of an argument, in the group that has it."""
+    return next((entry.default for group in groups for entry in fields(group) if entry.name == name), None)
 
 
 def _hint(name: str, accepted: Collection[str]) -> str:
@@ -257,7 +272,8 @@ def check_call(call: Call, size_multiple: int, tensor_names: Collection[str]) ->
     choice("mask_mode", call.mask_mode, ("soft", "binary"))
     if call.prompt_syntax not in (None, "weighted"):
         raise InputError(
-            f"prompt_syntax={call.prompt_syntax!r} is unknown. Accepted are 'weighted', or None for plain text.",
+            f"prompt_syntax={call.prompt_syntax!r} is unknown. Accepted are 'weighted', or None for plain "
+            f"text.",
             parameter="prompt_syntax",
         )
     if call.padding_mask_crop is not None and call.output_type != "pil":
@@ -274,7 +290,9 @@ def choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse a value that is not one of the known words."""
     if value not in known:
         *others, last = map(repr, known)
-        raise InputError(f"{name}={value!r} is unknown. Accepted are {', '.join(others)} and {last}.", parameter=name)
+        raise InputError(
+            f"{name}={value!r} is unknown. Accepted are {', '.join(others)} and {last}.", parameter=name
+        )
 
 
 def check_callback(call: Call, tensor_names: Collection[str]) -> None:
@@ -349,8 +367,8 @@ def _check_attention(given: Any) -> None:
     scale = given.get("scale", 1.0) if isinstance(given, Mapping) else 1.0
     if unknown or not isinstance(scale, Real) or not math.isfinite(scale):
         raise InputError(
-            f"cross_attention_kwargs is {given!r:.80}. Accepted are {{'scale': number}}, a factor for all LoRA "
-            "adapters in this call, and ip_adapter_masks. Leave out the rest.",
+            f"cross_attention_kwargs is {given!r:.80}. Accepted are {{'scale': number}}, a factor for all "
+            "LoRA adapters in this call, and ip_adapter_masks. Leave out the rest.",
             parameter="cross_attention_kwargs",
         )
 
@@ -371,7 +389,8 @@ def _check_numbers(call: Call, size_multiple: int) -> None:
         if value is not None and value % size_multiple:
             nearest = max(size_multiple, round(value / size_multiple) * size_multiple)
             raise InputError(
-                f"{name}={value} is not a multiple of {size_multiple}. The nearest is {nearest}.", parameter=name
+                f"{name}={value} is not a multiple of {size_multiple}. The nearest is {nearest}.",
+                parameter=name,
             )
     if not 0 <= call.strength <= 1:
         raise InputError(f"strength={call.strength} is outside 0 to 1.", parameter="strength")
@@ -385,8 +404,8 @@ def _check_numbers(call: Call, size_multiple: int) -> None:
     for each in source if isinstance(source, Sequence) else [source]:
         if each is not None and not isinstance(each, torch.Generator):
             raise InputError(
-                f"generator is {each!r:.80}. A torch.Generator is accepted, or a list with one for each picture. "
-                "For a seed give torch.Generator().manual_seed(seed).",
+                f"generator is {each!r:.80}. A torch.Generator is accepted, or a list with one for each "
+                "picture. For a seed give torch.Generator().manual_seed(seed).",
                 parameter="generator",
             )
 
@@ -404,13 +423,13 @@ def check_interval(interval: Any) -> None:
     is_pair = isinstance(interval, list | tuple) and len(interval) == 2
     if not is_pair or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in interval):
         raise InputError(
-            f"guidance_interval is {interval!r:.80}. Two noise levels from 0 (clean) to 1 (noise) are accepted, "
-            "the lower one first, such as (0.2, 1.0). Leave it out to guide in all steps.",
+            f"guidance_interval is {interval!r:.80}. Two noise levels from 0 (clean) to 1 (noise) are "
+            "accepted, the lower one first, such as (0.2, 1.0). Leave it out to guide in all steps.",
             parameter="guidance_interval",
         )
     if not 0 <= interval[0] < interval[1] <= 1:
         raise InputError(
-            f"guidance_interval={tuple(interval)} is not an interval of noise levels. They go from 0 (clean) to "
-            "1 (noise); give the lower one first, such as (0.2, 1.0).",
+            f"guidance_interval={tuple(interval)} is not an interval of noise levels. They go from 0 (clean) "
+            "to 1 (noise); give the lower one first, such as (0.2, 1.0).",
             parameter="guidance_interval",
         )

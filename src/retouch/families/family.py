@@ -1,8 +1,8 @@
 """The protocol of a family: which parts it has, and the questions that a run asks it.
 
 A family is a value without state. It owns no loop: pipelines/run.py asks it for conditioning, latents and a
-schedule, and sampling/denoise.py runs the steps. A new family is one such file, its networks in models/ and one
-row in registry.py.
+schedule, and sampling/denoise.py runs the steps. A new family is one such file, its networks in models/ and
+one row in registry.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ class Family:
     tensors: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     negative_tensors: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # Callback tensor name -> where it is in the channels joined after the latents. One of them is the mask.
-    channel_tensors: ClassVar[Mapping[str, slice]] = {"mask": slice(0, 1), "masked_image_latents": slice(1, None)}
+    channel_tensors: ClassVar[Mapping[str, slice]] = {
+        "mask": slice(0, 1),
+        "masked_image_latents": slice(1, None),
+    }
     mask_tensor: ClassVar[str] = "mask"
 
     reports_safety: ClassVar[bool] = False  # the output tuple has a second entry
@@ -103,7 +106,9 @@ class Family:
         return dict(components)
 
     def check_found(self, names: Sequence[str]) -> None:
-        """Refuse a checkpoint without a part that the caller asks for. `names` are given or in the checkpoint."""
+        """Refuse a checkpoint without a part that the caller asks for. `names` are given or in the
+        checkpoint.
+        """
 
     def layout(self, parts: Parts) -> LatentLayout:
         """Return how the latents lie."""

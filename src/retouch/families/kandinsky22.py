@@ -1,7 +1,7 @@
 """Kandinsky 2.2's decoder: pictures from image embeddings, which its prior makes from prompts.
 
-Its peculiarities are converted here: the UNet predicts a variance beside the noise, its mask channel means 1 = keep
-and comes after the masked picture, and the mask grows a little in the latents.
+Its peculiarities are converted here: the UNet predicts a variance beside the noise, its mask channel means 1
+= keep and comes after the masked picture, and the mask grows a little in the latents.
 """
 
 from __future__ import annotations
@@ -109,16 +109,16 @@ class Kandinsky22(Family):
         config, latent = parts.part("unet").config, parts.layout.channels
         if config.in_channels not in (latent, 2 * latent + 1) or config.out_channels != 2 * latent:
             raise InputError(
-                f"The UNet takes {config.in_channels} channels and predicts {config.out_channels}. It must take "
-                f"{latent} (a regular decoder) or {2 * latent + 1} (one for inpainting), and predict "
+                f"The UNet takes {config.in_channels} channels and predicts {config.out_channels}. It must "
+                f"take {latent} (a regular decoder) or {2 * latent + 1} (one for inpainting), and predict "
                 f"{2 * latent}: noise and variance. Use a decoder of Kandinsky 2.2.",
                 parameter="unet",
             )
         if self.joins_mask(parts) and call.mask_image is None:
             raise InputError(
-                f"This is an inpainting decoder: its UNet takes {config.in_channels} channels (latents, masked "
-                "picture and mask), and no mask_image was given. Use AutoPipelineForInpainting, or load the "
-                f"regular decoder for {task.name}.",
+                f"This is an inpainting decoder: its UNet takes {config.in_channels} channels (latents, "
+                "masked picture and mask), and no mask_image was given. Use AutoPipelineForInpainting, or "
+                f"load the regular decoder for {task.name}.",
                 parameter="mask_image",
             )
         self.check_embeds(parts, call)
@@ -131,28 +131,28 @@ class Kandinsky22(Family):
             listed = value if isinstance(value, list | tuple) else [value]
             if value is not None and not all(isinstance(part, Tensor) and part.ndim == 2 for part in listed):
                 raise InputError(
-                    f"{name} is not a tensor (pictures, width) or a list of them. KandinskyV22PriorPipeline makes "
-                    "such embeddings from prompts.",
+                    f"{name} is not a tensor (pictures, width) or a list of them. KandinskyV22PriorPipeline "
+                    "makes such embeddings from prompts.",
                     parameter=name,
                 )
             embeds = joined(value)
             if embeds is not None and embeds.shape[-1] != expected:
                 raise InputError(
-                    f"{name} has the width {embeds.shape[-1]}, and this UNet reads embeddings of width {expected}. "
-                    "Make it with the prior that belongs to this decoder.",
+                    f"{name} has the width {embeds.shape[-1]}, and this UNet reads embeddings of width "
+                    f"{expected}. Make it with the prior that belongs to this decoder.",
                     parameter=name,
                 )
         negative, prompts = joined(call.own.negative_image_embeds), self.prompts(call)
         if negative is None and call.guidance_scale > 1:
             raise InputError(
-                f"guidance_scale={call.guidance_scale} needs negative_image_embeds to push away from. Give those "
-                "that the prior returns with image_embeds, or guidance_scale=1.",
+                f"guidance_scale={call.guidance_scale} needs negative_image_embeds to push away from. Give "
+                "those that the prior returns with image_embeds, or guidance_scale=1.",
                 parameter="negative_image_embeds",
             )
         if negative is not None and len(negative) not in (1, prompts):
             raise InputError(
-                f"negative_image_embeds has {len(negative)} rows and image_embeds {prompts}. Give one row for all, "
-                "or one for each.",
+                f"negative_image_embeds has {len(negative)} rows and image_embeds {prompts}. Give one row "
+                "for all, or one for each.",
                 parameter="negative_image_embeds",
             )
 
@@ -188,7 +188,7 @@ class Kandinsky22(Family):
 
     def decode(self, parts: Parts, latents: Tensor) -> Tensor:
         def decoded(model: Any) -> Tensor:
-            return model.decode(latents.to(model.dtype), force_not_quantize=True).sample  # type: ignore[no-any-return]
+            return model.decode(latents.to(model.dtype), force_not_quantize=True).sample
 
         with parts.using("movq") as movq:
             return with_float32_fallback(movq, decoded)
@@ -230,8 +230,8 @@ class Kandinsky22Combined(Kandinsky22):
         read = parts.part("unet").config.encoder_hid_dim
         if made != read:
             raise InputError(
-                f"The prior makes embeddings of width {made}, and the decoder's UNet reads {read}. They are of "
-                "different checkpoints; load a prior and a decoder that belong together.",
+                f"The prior makes embeddings of width {made}, and the decoder's UNet reads {read}. They are "
+                "of different checkpoints; load a prior and a decoder that belong together.",
                 parameter="prior_prior",
             )
 
@@ -246,7 +246,7 @@ def joined(embeds: Any) -> Any:
 
 
 def grow(repaint: Tensor) -> Tensor:
-    """Return the mask with the latents next to it, except above to the right and below to the left of each."""
+    """Return the mask with its neighbours, except above to the right and below to the left of each latent."""
     height, width = repaint.shape[-2:]
     padded = torch.nn.functional.pad(repaint, (1, 1, 1, 1))
     shifted = [padded[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in _NEIGHBOURS]

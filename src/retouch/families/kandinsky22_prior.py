@@ -57,12 +57,13 @@ class Kandinsky22Prior(Family):
         size: Size,
         task: Task,
     ) -> Conditioning:
-        """Return the inputs. A negative prompt's embeddings are made like the prompt's, in the rows behind."""
+        """Return the inputs. The rows of a negative prompt come behind those of the prompt."""
         each = call.num_images_per_prompt or 1
 
         def repeated(*groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                key: torch.cat([group[key].repeat_interleave(each, 0) for group in groups]) for key in groups[0]
+                key: torch.cat([group[key].repeat_interleave(each, 0) for group in groups])
+                for key in groups[0]
             }
 
         texts, unwanted, empty = read

@@ -34,8 +34,8 @@ class LatentDiffusion(Family):
             embeds = getattr(call, name)
             if embeds is not None and isinstance(expected, int) and embeds.shape[-1] != expected:
                 raise InputError(
-                    f"{name} has the width {embeds.shape[-1]}, and this UNet reads text of width {expected}. Make "
-                    "it with the encode_prompt of a pipeline of this family.",
+                    f"{name} has the width {embeds.shape[-1]}, and this UNet reads text of width {expected}. "
+                    "Make it with the encode_prompt of a pipeline of this family.",
                     parameter=name,
                 )
 

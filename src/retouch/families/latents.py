@@ -26,15 +26,14 @@ class LatentLayout:
         """Return the layout that an autoencoder's config describes."""
         config = vae.config
         mean, deviation = (getattr(config, key, None) for key in ("latents_mean", "latents_std"))
-        is_normalised = mean is not None and deviation is not None
         return cls(
             channels=int(config.latent_channels),
             stride=int(2 ** (len(config.block_out_channels) - 1)),
             packing=packing,
             scale=float(getattr(config, "scaling_factor", None) or 1.0),
             shift=float(getattr(config, "shift_factor", None) or 0.0),
-            mean=tuple(mean) if is_normalised else None,
-            deviation=tuple(deviation) if is_normalised else None,
+            mean=None if mean is None else tuple(mean),
+            deviation=None if deviation is None else tuple(deviation),
         )
 
     @property
@@ -74,7 +73,9 @@ class LatentLayout:
     def packed(self, latents: Tensor) -> Tensor:
         """Return (batch, channels, height, width) as tokens (batch, tokens, channels * packing squared)."""
         side = self.packing
-        squares = latents.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (b, c, rows, side, columns, side)
+        squares = latents.unflatten(3, (-1, side)).unflatten(
+            2, (-1, side)
+        )  # (b, c, rows, side, columns, side)
         return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def unpacked(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:

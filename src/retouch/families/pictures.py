@@ -1,7 +1,7 @@
 """A call's pictures and masks, checked against each other and brought to one working size, and the way back.
 
-Without `height` and `width` the working size is the picture's own, filled up to a multiple of the family's stride by
-repeating the edge; the result is cut back. This is the only place that checks pictures.
+Without `height` and `width` the working size is the picture's own, filled up to a multiple of the family's
+stride by repeating the edge; the result is cut back. This is the only place that checks pictures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Pictures:
     height: int
     width: int
     pixels: Tensor | None = None  # (pictures, 3, height, width)
-    latents: Tensor | None = None  # (pictures, channels, height/stride, width/stride), if the caller gave latents
+    latents: Tensor | None = (
+        None  # (pictures, channels, height/stride, width/stride), if the caller gave latents
+    )
     mask: Tensor | None = None  # (masks, 1, height, width)
     cut: tuple[int, int] | None = None  # the picture's own size, if the working size is larger
     pastes: Sequence[tuple[Image.Image, Mask, Box]] = field(default=())  # original, mask, crop
@@ -58,13 +60,13 @@ class Pictures:
 
     @property
     def soft_rows(self) -> Tensor:
-        """For each mask, whether it has greys."""
+        """True for each mask that has greys."""
         assert self.mask is not None
         return ((self.mask > 0) & (self.mask < 1)).flatten(1).any(dim=1)
 
     @property
     def is_soft(self) -> bool:
-        """Whether any mask has greys."""
+        """True if any mask has greys."""
         return self.mask is not None and bool(self.soft_rows.any())
 
 
@@ -82,7 +84,8 @@ def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, defa
     masks = [] if call.mask_image is None else Mask.read(call.mask_image)
     if masks and len(images) > 1 and len(masks) not in (1, len(images)):
         raise InputError(
-            f"{len(masks)} masks were given for {len(images)} pictures. Give one mask for all, or one for each.",
+            f"{len(masks)} masks were given for {len(images)} pictures. Give one mask for all, or one for "
+            f"each.",
             parameter="mask_image",
         )
     if masks:
@@ -92,13 +95,14 @@ def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, defa
     if len(set(sizes)) > 1 and (call.height is None or call.width is None):
         found = ", ".join(sorted(f"{width}x{height}" for height, width in set(sizes)))
         raise InputError(
-            f"The pictures of one batch have different sizes ({found}). Resize them to one size, make one call for "
-            "each, or give height and width.",
+            f"The pictures of one batch have different sizes ({found}). Resize them to one size, make one "
+            "call for each, or give height and width.",
             parameter="image",
         )
     own = sizes[0]
     height, width = (
-        wanted or filled for wanted, filled in zip((call.height, call.width), layout.filled_up(*own), strict=True)
+        wanted or filled
+        for wanted, filled in zip((call.height, call.width), layout.filled_up(*own), strict=True)
     )
     cut = own if free_size and own != (height, width) else None
     pixels = latents = mask = None
@@ -106,8 +110,8 @@ def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, defa
         latents = torch.stack([image.as_subclass(Tensor) for image in images])
         if (height, width) != own:
             raise InputError(
-                f"image holds latents of a {own[1]}x{own[0]} picture, but {width}x{height} was asked for. Latents "
-                "cannot be resized; leave out height and width.",
+                f"image holds latents of a {own[1]}x{own[0]} picture, but {width}x{height} was asked for. "
+                "Latents cannot be resized; leave out height and width.",
                 parameter="image",
             )
     else:
@@ -145,8 +149,8 @@ def _readable(image: Any, latent_channels: int) -> Any:
     if isinstance(image, np.ndarray):
         if image.ndim == 3 and image.shape[-1] in (2, 4):
             raise InputError(
-                f"image is an array of shape {image.shape}: it has an alpha channel, which a model cannot use. Put "
-                "the picture on a background, or drop the channel with image[..., :3].",
+                f"image is an array of shape {image.shape}: it has an alpha channel, which a model cannot "
+                "use. Put the picture on a background, or drop the channel with image[..., :3].",
                 parameter="image",
             )
         return image
@@ -154,20 +158,21 @@ def _readable(image: Any, latent_channels: int) -> Any:
         if image.ndim != 3 or image.shape[0] not in (1, 3, latent_channels):
             raise InputError(
                 f"image is a tensor of shape {tuple(image.shape)}. Accepted are (3, height, width) pixels in "
-                f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in front.",
+                f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in "
+                f"front.",
                 parameter="image",
             )
         if image.shape[0] == 4 and bool((image >= 0).all()) and 0 < float(image.detach().max()) <= 1:
             raise InputError(
-                f"image is a tensor of shape {tuple(image.shape)} with values from 0 to 1 only: a picture with an "
-                "alpha channel, which a model cannot use (latents have negative values too). Drop the alpha with "
-                "image[:3].",
+                f"image is a tensor of shape {tuple(image.shape)} with values from 0 to 1 only: a picture "
+                "with an alpha channel, which a model cannot use (latents have negative values too). Drop "
+                "the alpha with image[:3].",
                 parameter="image",
             )
         return image
     raise InputError(
-        f"image is a {type(image).__name__}. Accepted are PIL pictures, numpy arrays, tensors or lists of one of "
-        "these. Open a file or URL with retouch.utils.load_image first.",
+        f"image is a {type(image).__name__}. Accepted are PIL pictures, numpy arrays, tensors or lists of "
+        "one of these. Open a file or URL with retouch.utils.load_image first.",
         parameter="image",
     )
 
@@ -176,7 +181,8 @@ def _are_latents(images: list[Any], latent_channels: int) -> bool:
     flags = {isinstance(image, Tensor) and image.shape[0] == latent_channels for image in images}
     if len(flags) > 1:
         raise InputError(
-            "Some of the pictures are latents and some are pixels. Give one kind in a call.", parameter="image"
+            "Some of the pictures are latents and some are pixels. Give one kind in a call.",
+            parameter="image",
         )
     return flags.pop()
 
@@ -211,10 +217,7 @@ def _at_size(
     """Return a mask at the working size: soft only if it was given with greys and may stay so."""
     is_soft = call.mask_mode == "soft" and mask.is_soft
     height, width = size
-    if crop is None:
-        mask = mask.resized(width, height)
-    else:
-        mask = mask.cropped(crop).resized(width, height, "fill")
+    mask = mask.resized(width, height) if crop is None else mask.cropped(crop).resized(width, height, "fill")
     return (mask if is_soft else mask.hardened()).padded(layout.multiple)
 
 
@@ -230,8 +233,8 @@ def _cropped(
     masks_given = as_list(call.mask_image)
     if not all(isinstance(part, Image.Image) for part in [*images, *masks_given]):
         raise InputError(
-            "padding_mask_crop needs PIL pictures and masks, because it pastes into them. Convert arrays with "
-            "PIL.Image.fromarray.",
+            "padding_mask_crop needs PIL pictures and masks, because it pastes into them. Convert arrays "
+            "with PIL.Image.fromarray.",
             parameter="padding_mask_crop",
         )
     height, width = call.height or default_size, call.width or default_size

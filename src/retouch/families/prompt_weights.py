@@ -50,7 +50,8 @@ def parse(prompt: str) -> list[tuple[str, float]]:
             factor = {")": _STEP, "]": 1 / _STEP}.get(piece) or float(piece[1:-1])
             if factor < 0:
                 raise InputError(
-                    f"The prompt has the weight {factor}. 0 or more is accepted; use negative_prompt instead.",
+                    f"The prompt has the weight {factor}. 0 or more is accepted; use negative_prompt "
+                    f"instead.",
                     parameter="prompt",
                 )
             start = open_at.pop()[1]

@@ -1,8 +1,8 @@
 """One row for each family: what its checkpoints are called, and which pipeline classes do its tasks.
 
-The Auto classes, the recognition of folders and files, and the names that `retouch` exports come from these rows. They
-are plain data, so that reading them imports no model. A package outside can add a row through an entry point in the
-group "retouch.families" that names a `FamilyRow`.
+The Auto classes, the recognition of folders and files, and the names that `retouch` exports come from these
+rows. They are plain data, so that reading them imports no model. A package outside can add a row through an
+entry point in the group "retouch.families" that names a `FamilyRow`.
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ def _added_rows() -> tuple[FamilyRow, ...]:
         row = entry.load()
         if not isinstance(row, FamilyRow) or row.name in taken:
             raise CheckpointError(
-                f"The entry point {entry.name!r} of the group {ENTRY_POINTS} ({entry.value}) is not a new FamilyRow. "
-                f"Names that are taken: {', '.join(sorted(taken))}. Correct or uninstall the package that brings it."
+                f"The entry point {entry.name!r} of the group {ENTRY_POINTS} ({entry.value}) is not a new "
+                f"FamilyRow. Names that are taken: {', '.join(sorted(taken))}. Correct or uninstall the "
+                f"package that brings it."
             )
         taken.add(row.name)
         added.append(row)
@@ -155,7 +156,4 @@ def model_homes() -> dict[str, str]:
 
 def title_of_width(width: int | None) -> str | None:
     """Return what checkpoints are called whose denoiser reads text states of a width."""
-    for row in rows():
-        if width in row.text_widths:
-            return row.text_widths[width]
-    return None
+    return next((name for row in rows() for known, name in row.text_widths.items() if known == width), None)

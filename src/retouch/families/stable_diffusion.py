@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: reading prompts, scheduler settings of early checkpoints, the safety checker."""
+"""Stable Diffusion 1.x and 2.x: prompts, scheduler settings of early checkpoints, the safety checker."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from retouch.families.text import encode, match_rows, tokenize
 from retouch.models.lora import rescaled
 from retouch.sampling.conditioning import Conditioning, spread
 
-# Settings that early checkpoints left wrong, and what they must be. The reference mends them for each task in its
-# own way, and its pictures depend on that.
+# Settings that early checkpoints left wrong, and what they must be. The reference mends them for each task in
+# its own way, and its pictures depend on that.
 _REPAIRS: Mapping[str, Mapping[str, Any]] = {
     "text2image": {"steps_offset": 1, "clip_sample": False},
     "image2image": {"steps_offset": 1, "clip_sample": False},
@@ -70,8 +70,8 @@ class StableDiffusion(LatentDiffusion):
     def check_found(self, names: Sequence[str]) -> None:
         if "safety_checker" not in names:  # the caller asked for it
             raise InputError(
-                "safety_checker=True asks for the one in the checkpoint, and this checkpoint has none. Pass the "
-                "safety checker of another pipeline, with its feature_extractor, or leave it out.",
+                "safety_checker=True asks for the one in the checkpoint, and this checkpoint has none. Pass "
+                "the safety checker of another pipeline, with its feature_extractor, or leave it out.",
                 parameter="safety_checker",
             )
 
@@ -85,9 +85,9 @@ class StableDiffusion(LatentDiffusion):
             return scheduler
         changes = ", ".join(f"{key} from {scheduler.config[key]} to {value}" for key, value in wrong.items())
         warnings.warn(
-            "The scheduler's settings are of an early format that Stable Diffusion was not trained with, so they "
-            f"were changed: {changes}. Correct scheduler_config.json to silence this, or set pipeline.scheduler "
-            "afterwards to use other settings.",
+            "The scheduler's settings are of an early format that Stable Diffusion was not trained with, so "
+            f"they were changed: {changes}. Correct scheduler_config.json to silence this, or set "
+            "pipeline.scheduler afterwards to use other settings.",
             stacklevel=4,
         )
         return type(scheduler).from_config(scheduler.config, **wrong)
@@ -114,9 +114,7 @@ class StableDiffusion(LatentDiffusion):
         def inputs(states: Tensor) -> dict[str, Any]:
             return {"encoder_hidden_states": spread(states, rows), **shared}
 
-        return Conditioning(
-            inputs(read.positive), None if read.negative is None else inputs(read.negative)
-        )
+        return Conditioning(inputs(read.positive), None if read.negative is None else inputs(read.negative))
 
     def flag_unsafe(self, parts: Parts, pixels: Tensor, processor: Any) -> list[bool] | None:
         """Return what the safety checker says of each picture. It changes none of them."""

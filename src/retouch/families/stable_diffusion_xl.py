@@ -1,4 +1,6 @@
-"""Stable Diffusion XL, base, inpainting and refiner: two text encoders, and the picture's sizes as conditioning."""
+"""Stable Diffusion XL, base, inpainting and refiner: two text encoders, and the picture's sizes as
+conditioning.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,8 @@ class StableDiffusionXL(LatentDiffusion):
             value = getattr(own, name)
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < 1):
                 raise InputError(
-                    f"{name}={value!r} is not between 0 and 1 (both excluded). Leave it out to run all steps.",
+                    f"{name}={value!r} is not between 0 and 1 (both excluded). Leave it out to run all "
+                    f"steps.",
                     parameter=name,
                 )
         start, end = own.denoising_start, own.denoising_end
@@ -204,8 +207,8 @@ def _check_half(call: Call, prefix: str) -> None:
         )
     if embeds is not None and len(embeds) != len(pooled):
         raise InputError(
-            f"{prefix}prompt_embeds holds {len(embeds)} prompts and {prefix}pooled_prompt_embeds {len(pooled)}. "
-            "They belong together; give both for the same prompts.",
+            f"{prefix}prompt_embeds holds {len(embeds)} prompts and {prefix}pooled_prompt_embeds "
+            f"{len(pooled)}. They belong together; give both for the same prompts.",
             parameter=f"{prefix}pooled_prompt_embeds",
         )
     check_text(f"{prefix}prompt_2", text)
@@ -246,9 +249,9 @@ def _require_projection_width(unet: Any, pooled: Tensor, time_ids: Tensor) -> No
     given = pooled.shape[-1] + time_ids.shape[-1] * unet.config.addition_time_embed_dim
     if given != expected:
         raise InputError(
-            f"The UNet expects {expected} numbers of pooled text and sizes, and would get {given}. A refiner needs "
-            "requires_aesthetics_score=True and a base model False; give it to from_pretrained, or look at the "
-            "model_index.json.",
+            f"The UNet expects {expected} numbers of pooled text and sizes, and would get {given}. A refiner "
+            "needs requires_aesthetics_score=True and a base model False; give it to from_pretrained, or "
+            "look at the model_index.json.",
             parameter="requires_aesthetics_score",
         )
 
@@ -272,12 +275,14 @@ def encode_prompt(
     prompt_syntax: str | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Return text states and pooled text: positive states, negative states, positive pooled, negative pooled."""
+    """Return positive states, negative states, positive pooled text and negative pooled text."""
     read = partial(
         _read_both, self, lora_scale=1.0 if lora_scale is None else lora_scale, syntax=prompt_syntax
     )
     if prompt_embeds is None or pooled_prompt_embeds is None:
-        prompt_embeds, pooled_prompt_embeds = read(prompt or "", prompt_2 or prompt or "", clip_skip=clip_skip)
+        prompt_embeds, pooled_prompt_embeds = read(
+            prompt or "", prompt_2 or prompt or "", clip_skip=clip_skip
+        )
     reader = self.part("text_encoder_2") or self.part("unet")
     positive = prompt_embeds.to(self.device, reader.dtype)
     pooled, negative, negative_pooled = pooled_prompt_embeds, None, None

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from retouch.errors import InputError
@@ -43,8 +42,8 @@ def tokenize_with_mask(
         if lost and warn:
             text = "; ".join(tokenizer.decode(row) for row in lost)
             warnings.warn(
-                f"The prompt is longer than the {length} tokens that the text encoder reads. This part is cut "
-                f"off: {text!r:.300}. Shorten the prompt, or put what matters first.",
+                f"The prompt is longer than the {length} tokens that the text encoder reads. This part is "
+                f"cut off: {text!r:.300}. Shorten the prompt, or put what matters first.",
                 stacklevel=2,
             )
     return found.input_ids, found.attention_mask

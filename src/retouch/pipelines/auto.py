@@ -39,11 +39,15 @@ class _AutoPipeline:
 
     @classmethod
     def download(cls, name: str | os.PathLike[str], **location: Any) -> list[Path]:
-        """Fetch the files that `from_pretrained` needs and load none of them; return their folders, or the file."""
+        """Fetch the files that `from_pretrained` needs and load none of them; return their folders, or the
+        file.
+        """
         if names_single_file(name):
             return [SingleFile.open(name, **location).path]
         index = Checkpoint.open(name, **location).index()
-        return cls._choose(index.get("_class_name"), str(name), {}, for_loading=True).download(name, **location)
+        return cls._choose(index.get("_class_name"), str(name), {}, for_loading=True).download(
+            name, **location
+        )
 
     @classmethod
     def from_single_file(cls, name: str | os.PathLike[str], **kwargs: Any) -> Pipeline:
@@ -70,25 +74,29 @@ class _AutoPipeline:
         if row is None or not row.pipelines:
             known = ", ".join(row.pipelines["text2image"] for row in rows())
             raise ConfigError(
-                f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If it is "
-                "one of these under another name, load it with that family's pipeline class.",
+                f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. "
+                "If it is one of these under another name, load it with that family's pipeline class.",
                 parameter="name",
             )
         if for_loading and row.whole is not None:
             row = row_named(row.whole)
-        return cls._with_row(row, str(class_name), source, given, has_net=class_name in row.controlled.values())
+        return cls._with_row(
+            row, str(class_name), source, given, has_net=class_name in row.controlled.values()
+        )
 
     @classmethod
     def _with_row(
         cls, row: FamilyRow, class_name: str, source: str, given: Mapping[str, Any], *, has_net: bool
     ) -> type[Pipeline]:
-        """Return the family's pipeline class for this task, with a ControlNet if the caller or checkpoint has one."""
+        """Return the family's pipeline class for this task, with a ControlNet if the caller or checkpoint has
+        one.
+        """
         controlled = given["controlnet"] is not None if "controlnet" in given else has_net
         if controlled and not row.controlled:
             able = ", ".join(other.pipelines["text2image"] for other in rows() if other.controlled)
             raise ConfigError(
-                f"controlnet was given with {source}, a {class_name}, which takes none. ControlNets go with {able} "
-                "and the other classes of their families. Leave it out.",
+                f"controlnet was given with {source}, a {class_name}, which takes none. ControlNets go with "
+                f"{able} and the other classes of their families. Leave it out.",
                 parameter="controlnet",
             )
         chosen: type[Pipeline] = row.pipeline(cls.task, controlled=controlled)

@@ -1,4 +1,6 @@
-"""The pipeline classes under the names that people know from diffusers: a family, a task and a signature each."""
+"""The pipeline classes under the names that people know from diffusers: a family, a task and a signature
+each.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,7 @@ SIMPLE_INPAINT = Task(
     refuses=("masked_image_latents", "padding_mask_crop"),
     defaults={"strength": 0.8},
 )
+XL_TEXT_TO_IMAGE = TEXT_TO_IMAGE.refusing("denoising_start")
 _KANDINSKY = {"num_inference_steps": 100, "guidance_scale": 4.0}
 
 
@@ -119,8 +122,8 @@ class StableDiffusionSimpleInpaintingPipeline(AdaptedPipeline):
     def _run(self, arguments: Mapping[str, Any], cache: Cache | None = None) -> Run:
         if self.joins_mask:
             raise InputError(
-                "This is an inpainting checkpoint, which sees the mask itself. The simple algorithm is for regular "
-                "ones; use StableDiffusionInpaintPipeline, or load a regular checkpoint.",
+                "This is an inpainting checkpoint, which sees the mask itself. The simple algorithm is for "
+                "regular ones; use StableDiffusionInpaintPipeline, or load a regular checkpoint.",
                 parameter="unet",
             )
         return super()._run(arguments, cache)
@@ -129,7 +132,8 @@ class StableDiffusionSimpleInpaintingPipeline(AdaptedPipeline):
 class StableDiffusionXLPipeline(AdaptedPipeline):
     """Pictures from text."""
 
-    family, task = STABLE_DIFFUSION_XL, TEXT_TO_IMAGE.with_defaults(guidance_scale=5.0)
+    family = STABLE_DIFFUSION_XL
+    task = XL_TEXT_TO_IMAGE.with_defaults(guidance_scale=5.0)
     __call__ = signatures.stable_diffusion_xl
     encode_prompt = stable_diffusion_xl.encode_prompt
 
@@ -183,7 +187,7 @@ class StableDiffusionXLControlNetPipeline(AdaptedPipeline):
     """Pictures from text and a control picture, which is called `image` here."""
 
     family = STABLE_DIFFUSION_XL
-    task = TEXT_TO_IMAGE.needing("image").with_defaults(guidance_scale=5.0)
+    task = XL_TEXT_TO_IMAGE.needing("image").with_defaults(guidance_scale=5.0)
     controlnet_use = ControlNetUse("image")
     __call__ = signatures.stable_diffusion_xl_controlnet
     encode_prompt = stable_diffusion_xl.encode_prompt

@@ -145,7 +145,7 @@ def plain(component: Any) -> Any:
 
 
 def index_entry(component: Any) -> list[str | None]:
-    """Return the library and class of a part as model_index.json names them, so that the reference finds it."""
+    """Return the library and class of a part by which model_index.json lets the reference find it."""
     component = plain(component)
     if component is None:
         return [None, None]

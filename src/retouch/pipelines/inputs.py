@@ -1,7 +1,8 @@
 """From a call to what the loop starts with: first latents, noise, original, joined channels and region.
 
-`make_inputs` is a pure function. It draws random numbers in the reference's order, because only then do seeds give its
-pictures: the picture's VAE sample (where one is needed), the first noise, the masked picture's sample, then the steps.
+`make_inputs` is a pure function. It draws random numbers in the reference's order, because only then do seeds
+give its pictures: the picture's VAE sample (where one is needed), the first noise, the masked picture's
+sample, then the steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from retouch.schedulers.plan import Plan
 
 
 class Cache(Protocol):
-    """Results that are kept from one call to the next. Pictures are then always encoded with the same noise."""
+    """Results kept from call to call. With a cache, pictures are always encoded with the same noise."""
 
     def read(self, parts: Parts, call: Call, *, guided: bool, make: Callable[[], Any]) -> Any:
         """Return what the encoders make of a call's prompts, by `make` where it is not kept."""
@@ -154,18 +155,16 @@ def _start(batch: Batch, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
     return first_latents(plan, noise, None if from_noise else original), noise, original
 
 
-def _mask_inputs(
-    batch: Batch, noise: Tensor, original: Tensor | None
-) -> tuple[Tensor | None, Region | None]:
+def _mask_inputs(batch: Batch, noise: Tensor, original: Tensor | None) -> tuple[Tensor | None, Region | None]:
     """Return the channels that the denoiser takes, and the region that the loop holds to the original."""
     pictures, family, parts = batch.pictures, batch.family, batch.parts
     assert pictures.mask is not None
     repaint = batch.latent_mask(pictures.mask)
     if not repaint.any():
         warnings.warn(
-            f"The mask is so small that it falls between the latents, which are {parts.layout.stride} pixels wide: "
-            "hardly anything will be repainted. Give padding_mask_crop=32 to work on the masked area at full size, "
-            "or a larger mask.",
+            f"The mask is so small that it falls between the latents, which are {parts.layout.stride} pixels "
+            "wide: hardly anything will be repainted. Give padding_mask_crop=32 to work on the masked area "
+            "at full size, or a larger mask.",
             stacklevel=2,
         )
     channels = None

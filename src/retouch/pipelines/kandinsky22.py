@@ -58,8 +58,8 @@ class PriorRun(Run):
         given = self.call.latents
         if given is not None and tuple(given.shape) != self._shape:
             raise InputError(
-                f"latents has the shape {tuple(given.shape)}, but this call of the prior makes {self._shape}: a row "
-                "for each picture, and the same number again with a negative prompt.",
+                f"latents has the shape {tuple(given.shape)}, but this call of the prior makes "
+                f"{self._shape}: a row for each picture, and the same number again with a negative prompt.",
                 parameter="latents",
             )
         self.image_weighting = None
@@ -85,7 +85,7 @@ class PriorRun(Run):
         return Inputs(first_latents(plan, noise), noise)
 
     def as_tuple(self, output: Any) -> tuple[Any, ...]:
-        return output.to_tuple()  # type: ignore[no-any-return]
+        return output.to_tuple()
 
     def output(self) -> PriorOutput:
         assert self._latents is not None
@@ -152,13 +152,13 @@ class KandinskyV22PriorPipeline(Pipeline):
     ) -> PriorOutput:
         """Return the weighted sum of the embeddings of prompts and pictures.
 
-        Tensors are pictures as `image_processor` makes them. The prior stays away from `negative_prior_prompt`, the
-        decoder from `negative_prompt`.
+        Tensors are pictures as `image_processor` makes them. The prior stays away from
+        `negative_prior_prompt`, the decoder from `negative_prompt`.
         """
         if len(images_and_prompts) != len(weights) or not weights:
             raise InputError(
-                f"{len(weights)} weights were given for {len(images_and_prompts)} prompts and pictures. Give one "
-                "weight for each, and at least one of them.",
+                f"{len(weights)} weights were given for {len(images_and_prompts)} prompts and pictures. Give "
+                "one weight for each, and at least one of them.",
                 parameter="weights",
             )
         options = {
@@ -194,12 +194,12 @@ class KandinskyV22PriorPipeline(Pipeline):
             pixels = picture
         else:
             raise InputError(
-                f"images_and_prompts holds a {type(picture).__name__}. Accepted are prompts, PIL pictures and "
-                "tensors (1, 3, height, width) of the image processor.",
+                f"images_and_prompts holds a {type(picture).__name__}. Accepted are prompts, PIL pictures "
+                "and tensors (1, 3, height, width) of the image processor.",
                 parameter="images_and_prompts",
             )
         with self.using("image_encoder") as encoder:
-            return encoder(pixels.to(self.device, encoder.dtype)).image_embeds  # type: ignore[no-any-return]
+            return encoder(pixels.to(self.device, encoder.dtype)).image_embeds
 
     @classmethod
     def sources(
@@ -309,9 +309,9 @@ class Kandinsky22Combined(Pipeline):
         name = names[0] if isinstance(names, list) and names else names
         if not isinstance(name, str):
             raise CheckpointError(
-                f"{checkpoint.name} is a decoder of Kandinsky 2.2, and its card (README.md) names no prior for it. "
-                "A header with 'prior:' and the name of a repository is expected. Add it; or load the two "
-                "separately, with KandinskyV22PriorPipeline and KandinskyV22Pipeline.",
+                f"{checkpoint.name} is a decoder of Kandinsky 2.2, and its card (README.md) names no prior "
+                "for it. A header with 'prior:' and the name of a repository is expected. Add it; or load "
+                "the two separately, with KandinskyV22PriorPipeline and KandinskyV22Pipeline.",
                 parameter="name",
             )
         prior = checkpoint.beside(name)

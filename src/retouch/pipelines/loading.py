@@ -93,9 +93,7 @@ def load_folder(
         found, desc="Loading", unit="part", disable=None, leave=False
     ):
         variant = source.variant_in(name)
-        parts[part] = load_component(
-            folder, name, class_name, variant=variant, dtype=dtype, pickled=pickled
-        )
+        parts[part] = load_component(folder, name, class_name, variant=variant, dtype=dtype, pickled=pickled)
     return parts
 
 
@@ -151,8 +149,8 @@ def load_single_file(
 ) -> dict[str, Any]:
     """Load the parts and switches of a single file. Everything is checked before anything is loaded.
 
-    The file holds the weights; the settings are those of its kind of checkpoint. Parts that the caller gives are
-    not looked for in the file.
+    The file holds the weights; the settings are those of its kind of checkpoint. Parts that the caller gives
+    are not looked for in the file.
     """
     if kind.family != pipeline.family.name:
         raise ConfigError(
@@ -193,10 +191,11 @@ def load_single_file(
 
 
 def predicts_v(unet: nn.Module) -> bool:
-    """Return whether a UNet of SD 2.x was trained to predict v. The file does not say; the prediction shows it.
+    """Return whether a UNet of SD 2.x was trained to predict v. The file does not say; the prediction shows
+    it.
 
-    At the last timestep the input is almost pure noise. A model that predicts the noise returns its input; one
-    that predicts v returns the negative of a picture, which correlates little with the input.
+    At the last timestep the input is almost pure noise. A model that predicts the noise returns its input;
+    one that predicts v returns the negative of a picture, which correlates little with the input.
     """
     config: Any = unet.config
     like = next(unet.parameters())
@@ -221,8 +220,8 @@ def _refuse_absent(file: SingleFile, kind: Kind, parts: list[str]) -> None:
     places = " and ".join(" or ".join(place.rstrip(".") for place, _ in PLACES[part]) for part in absent)
     raise CheckpointError(
         f"{file.path} has no {', '.join(absent)}: there are no tensors below {places}. It is "
-        f"{what_it_is(file.shapes)[0]}, read as {kind.title}. A whole checkpoint is expected, or the missing parts "
-        f"with it. Pass {offers}.",
+        f"{what_it_is(file.shapes)[0]}, read as {kind.title}. A whole checkpoint is expected, or the missing "
+        f"parts with it. Pass {offers}.",
         parameter=absent[0],
     )
 
@@ -244,8 +243,8 @@ def _loader(
     model = model_class(class_name)
     if model is None:
         raise InputError(
-            f"{kind.title} has a {class_name} as its {part}, which is not read from an original file. Give that "
-            f"part yourself: {part}=...",
+            f"{kind.title} has a {class_name} as its {part}, which is not read from an original file. Give "
+            f"that part yourself: {part}=...",
             parameter=part,
         )
     return model.loader(file, settings, dtype=dtype)

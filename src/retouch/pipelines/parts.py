@@ -198,7 +198,8 @@ class NamedParts:
         if unknown:
             advice = " Move a loaded pipeline with to(device), or enable_model_cpu_offload()."
             raise InputError(
-                f"{cls.__name__} cannot be made with {', '.join(unknown)}. In addition to the options in its help "
+                f"{cls.__name__} cannot be made with {', '.join(unknown)}. In addition to the options in its "
+                f"help "
                 f"it takes the parts {', '.join(parts)}." + (advice if "device_map" in unknown else ""),
                 parameter=unknown[0],
             )

@@ -122,12 +122,12 @@ class Pipeline(NamedParts):
 
     @property
     def joins_mask(self) -> bool:
-        """Whether the checkpoint was made for inpainting: its UNet takes the mask and the masked picture too."""
+        """True for a checkpoint made for inpainting: its UNet takes the mask and the masked picture too."""
         return self.family.joins_mask(self)
 
     @property
     def keeps_original(self) -> bool:
-        """Whether the loop holds the latents outside the mask to the original."""
+        """True if the loop holds the latents outside the mask to the original."""
         return self.family.keeps_original(self)
 
     @torch.no_grad()
@@ -180,11 +180,12 @@ class Pipeline(NamedParts):
         optimize: bool = True,
         **components: Any,
     ) -> Self:
-        """Load a pipeline from a local folder or a hub repository, or from one file as `from_single_file` does.
+        """Load a pipeline from a local folder or a hub repository, or from one file as `from_single_file`
+        does.
 
         Further keywords replace a part (`unet=...`, `scheduler=...`) or leave an optional one out (None). The
-        safety checker is loaded only with `safety_checker=True`. float16 on a machine that does not compute it
-        well becomes bfloat16 or float32, with a warning. `optimize=False` keeps plain layers.
+        safety checker is loaded only with `safety_checker=True`. float16 on a machine that does not compute
+        it well becomes bfloat16 or float32, with a warning. `optimize=False` keeps plain layers.
         """
         location: dict[str, Any] = {
             "revision": revision,
@@ -198,8 +199,8 @@ class Pipeline(NamedParts):
         if names_single_file(name):
             if variant is not None:
                 raise InputError(
-                    f"{name} is one file, and variant={variant!r} chooses among the files of a folder. Leave it "
-                    "out.",
+                    f"{name} is one file, and variant={variant!r} chooses among the files of a folder. Leave "
+                    "it out.",
                     parameter="variant",
                 )
             return cls.from_single_file(name, dtype=wanted, optimize=optimize, **location, **components)
@@ -248,16 +249,17 @@ class Pipeline(NamedParts):
     ) -> Self:
         """Load a pipeline from one file in the layout of the original Stable Diffusion programs.
 
-        `name` is a path, 'org/name/file.safetensors' or the file's address on the hub. The tensors show what kind
-        of checkpoint it is; `config` names the kind ("sd15", "sdxl", ...), or a folder or repository with settings
-        for another architecture. `prediction_type` is detected too, unless it is given. Pickled files (.ckpt) are
-        read only with `use_safetensors=False`. Further keywords are those of `from_pretrained`.
+        `name` is a path, 'org/name/file.safetensors' or the file's address on the hub. The tensors show what
+        kind of checkpoint it is; `config` names the kind ("sd15", "sdxl", ...), or a folder or repository
+        with settings for another architecture. `prediction_type` is detected too, unless it is given. Pickled
+        files (.ckpt) are read only with `use_safetensors=False`. Further keywords are those of
+        `from_pretrained`.
         """
         given = cls.given_components(components)
         if components.get("safety_checker") is True:
             raise InputError(
-                "safety_checker=True asks for the one in the checkpoint, and a single file has none. Pass the "
-                "safety checker of another pipeline, with its feature_extractor.",
+                "safety_checker=True asks for the one in the checkpoint, and a single file has none. Pass "
+                "the safety checker of another pipeline, with its feature_extractor.",
                 parameter="safety_checker",
             )
         file, kind = open_single_file(
@@ -286,8 +288,8 @@ class Pipeline(NamedParts):
         """Write a folder that this library and diffusers load. A failure leaves nothing half-written."""
         if not safe_serialization:
             raise InputError(
-                "safe_serialization=False asks for pickled weights. Only safetensors are written, which every "
-                "reader of this layout knows; leave it out.",
+                "safe_serialization=False asks for pickled weights. Only safetensors are written, which "
+                "every reader of this layout knows; leave it out.",
                 parameter="safe_serialization",
             )
         if self.family.takes_adapters:
@@ -315,8 +317,8 @@ class Pipeline(NamedParts):
         reason = self.why_not_int8
         if reason is not None:
             raise InputError(
-                f"int8 was asked for, but {reason}. It needs a pipeline in float32 or bfloat16, on an x86 CPU, "
-                "without adapters. Leave it out, or unload the adapters first.",
+                f"int8 was asked for, but {reason}. It needs a pipeline in float32 or bfloat16, on an x86 "
+                "CPU, without adapters. Leave it out, or unload the adapters first.",
                 parameter="int8",
             )
         name = self.family.denoiser

@@ -54,7 +54,8 @@ class StepCallback:
         answer = self.function(self.run, index, progress.step.timestep, dict(tensors)) or {}
         self._warn_of_unknown(answer)
         for name, value in answer.items():
-            # Negative rows are a part of another tensor; returned unchanged, they must not undo its replacement.
+            # Negative rows are a part of another tensor; returned unchanged, they must not undo its
+            # replacement.
             if name not in self.family.negative_tensors or value is not tensors.get(name):
                 self._replace(name, value, progress)
 
@@ -131,27 +132,27 @@ def preview(pipeline: Any, latents: Tensor) -> Tensor:
 def check_preview_decoder(decoder: Any, layout: LatentLayout) -> None:
     """Refuse a preview decoder for latents of another layout."""
     accepted = (
-        f"This pipeline takes an AutoencoderTiny of {layout.channels} channels and {layout.stride} pixels a side "
-        "for each latent"
+        f"This pipeline takes an AutoencoderTiny of {layout.channels} channels and {layout.stride} pixels a "
+        "side for each latent"
     )
     if type(plain(decoder)).__name__ != "AutoencoderTiny":
         raise InputError(
-            f"preview_decoder is a {type(decoder).__name__}. {accepted}, or None for a linear map. Load one with "
-            "AutoencoderTiny.from_pretrained.",
+            f"preview_decoder is a {type(decoder).__name__}. {accepted}, or None for a linear map. Load one "
+            "with AutoencoderTiny.from_pretrained.",
             parameter="preview_decoder",
         )
     config: Any = decoder.config
     stride = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
     if (config.latent_channels, stride) != (layout.channels, layout.stride):
         raise InputError(
-            f"preview_decoder decodes latents of {config.latent_channels} channels and {stride} pixels a side. "
-            f"{accepted}. Load the one that was made for this family of checkpoints, or give None.",
+            f"preview_decoder decodes latents of {config.latent_channels} channels and {stride} pixels a "
+            f"side. {accepted}. Load the one that was made for this family of checkpoints, or give None.",
             parameter="preview_decoder",
         )
 
 
-# Linear maps of the published VAEs, by their scaling factor: a row for each latent channel, to red, green and blue.
-# Users found them (for SD torridgristle, for SDXL StAlKeR7779), and InvokeAI uses them too.
+# Linear maps of the published VAEs, by their scaling factor: a row for each latent channel, to red, green and
+# blue. Users found them (for SD torridgristle, for SDXL StAlKeR7779), and InvokeAI uses them too.
 _PUBLISHED_WIDTHS = (128, 256, 512, 512)
 _PUBLISHED = {
     0.18215: (
@@ -171,7 +172,9 @@ _maps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 
 
 def linear_colours(pipeline: Any, latents: Tensor) -> Tensor:
-    """Return pixels in [-1, 1] by a linear map of each latent: a published one, or one fitted to the pipeline."""
+    """Return pixels in [-1, 1] by a linear map of each latent: a published one, or one fitted to the
+    pipeline.
+    """
     vae = pipeline.part(pipeline.family.autoencoder)
     if vae not in _maps:
         published = _published_colours(vae)
@@ -192,7 +195,9 @@ def _published_colours(vae: Any) -> Tensor | None:
 
 
 def _fit_colours(pipeline: Any) -> Tensor:
-    """Fit a map from latents to the mean colours of their pixels by least squares, over smooth random pictures."""
+    """Fit a map from latents to the mean colours of their pixels by least squares, over smooth random
+    pictures.
+    """
     stride, side = pipeline.layout.stride, 16
     draw = np.random.default_rng(0)
     coarse = torch.from_numpy(draw.uniform(-1, 1, (8, 3, 5, 5)).astype(np.float32))
@@ -235,8 +240,8 @@ class Frame:
 class Recording:
     """A picture of each step of a run. Give one as `record=`, or True for one with these defaults.
 
-    The output has it as `recording`. When `limit` frames are kept, every second one is dropped, so that a long run
-    takes no more memory than a short one.
+    The output has it as `recording`. When `limit` frames are kept, every second one is dropped, so that a
+    long run takes no more memory than a short one.
     """
 
     fast: bool = False  # previews in place of the VAE's pictures: rough, and almost free

@@ -1,6 +1,7 @@
 """One running call of a pipeline. The run owns everything of its call, so calls cannot disturb each other.
 
-Iterating a run takes the steps and yields after each; `result()` takes the remaining steps and makes the output.
+Iterating a run takes the steps and yields after each; `result()` takes the remaining steps and makes the
+output.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from retouch.adapters import ip_adapter
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.families.autoencoder import Latents, refuse_foreign
 from retouch.families.call import Call, check_call
+from retouch.families.pictures import arrange
 from retouch.images.sizes import crop_to
 from retouch.models.lora import rescaled
 from retouch.models.unet import UNet2DConditionModel
 from retouch.pipelines.inputs import Batch, Cache, Inputs, make_inputs
-from retouch.families.pictures import arrange
 from retouch.pipelines.progress import Recording, StepCallback
 from retouch.sampling.accelerate import DeepReuse
 from retouch.sampling.conditioning import Conditioning, spread
@@ -106,7 +107,8 @@ class Run:
         for what, count in (("prompts", asked), ("pictures and masks", self.pictures.batch)):
             if count not in (1, self.prompts):
                 raise InputError(
-                    f"{count} {what} do not fit a batch of {self.prompts}. Give one for all, or one for each.",
+                    f"{count} {what} do not fit a batch of {self.prompts}. Give one for all, or one for "
+                    f"each.",
                     parameter="prompt" if what == "prompts" else "image",
                 )
         self.check_generators(self.rows)
@@ -128,8 +130,8 @@ class Run:
         generator = self.call.generator
         if isinstance(generator, Sequence) and len(generator) != pictures:
             raise InputError(
-                f"{len(generator)} generators were given for {pictures} pictures. Give one generator, or a list "
-                "with one for each picture (prompts x num_images_per_prompt).",
+                f"{len(generator)} generators were given for {pictures} pictures. Give one generator, or a "
+                "list with one for each picture (prompts x num_images_per_prompt).",
                 parameter="generator",
             )
 
@@ -140,8 +142,8 @@ class Run:
             given = getattr(self.call, name)
             if given is not None and (given.shape[0] not in rows or tuple(given.shape[1:]) != fitting[1:]):
                 raise InputError(
-                    f"{name} has the shape {tuple(given.shape)}, but this call makes {fitting}. Give a tensor of "
-                    "that shape, or the height and width that belong to it.",
+                    f"{name} has the shape {tuple(given.shape)}, but this call makes {fitting}. Give a "
+                    "tensor of that shape, or the height and width that belong to it.",
                     parameter=name,
                 )
 
@@ -150,8 +152,8 @@ class Run:
         if self.call.reuse_deep_features > 1 and not isinstance(model, UNet2DConditionModel):
             raise InputError(
                 f"reuse_deep_features={self.call.reuse_deep_features} was given, but the UNet is a "
-                f"{type(model).__module__}.{type(model).__name__}. Only a retouch.UNet2DConditionModel keeps its "
-                "deep features; load the checkpoint with this library, or leave the argument out.",
+                f"{type(model).__module__}.{type(model).__name__}. Only a retouch.UNet2DConditionModel keeps "
+                "its deep features; load the checkpoint with this library, or leave the argument out.",
                 parameter="reuse_deep_features",
             )
 
@@ -187,12 +189,12 @@ class Run:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the model now computes both halves of the guidance."""
+        """True while the model computes both halves of the guidance."""
         return self.guidance.active
 
     @property
     def interrupt(self) -> bool:
-        """Whether `stop` was called; the reference's callbacks set `_interrupt` instead."""
+        """True after `stop`; the reference's callbacks set `_interrupt` instead."""
         return self._interrupt
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
@@ -209,7 +211,7 @@ class Run:
         self._interrupt = True
 
     def close(self) -> None:
-        """End an unfinished run and free what it holds, in the thread that iterates it; `with` does it too."""
+        """End an unfinished run and free its memory, in the thread that iterates it; `with` does it too."""
         if self._failure is None and inspect.getgeneratorstate(self._progress) != inspect.GEN_CLOSED:
             self._progress.close()
             self._failure = Cancelled("The run was closed before its end.")
@@ -297,7 +299,9 @@ class Run:
         use = pipeline.controlnet_use
         with (
             pipeline.using(family.denoiser) as placed,
-            (nullcontext() if use is None else use.control(pipeline, call, self.pictures, plan, self.rows)) as control,
+            (
+                nullcontext() if use is None else use.control(pipeline, call, self.pictures, plan, self.rows)
+            ) as control,
             pipeline.progress_bar(total=requested) as bar,
         ):
             model = family.denoise_with(pipeline, rescaled(placed, call.lora_scale))

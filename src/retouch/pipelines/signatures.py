@@ -1,9 +1,11 @@
 """The signatures of the pipelines' calls: one for each family, with and without ControlNet.
 
-`prompt, image, mask_image` may be given by position and everything else by keyword. The task of a pipeline class says
-which of the arguments it needs and which it refuses. None for a number stands for the default of the task.
+`prompt, image, mask_image` may be given by position and everything else by keyword. The task of a pipeline
+class says which of the arguments it needs and which it refuses. None for a number stands for the default of
+the task.
 
-`**unknown: Never` lets type checkers refuse unknown arguments, while at run time they are answered with a hint.
+`**unknown: Never` lets type checkers refuse unknown arguments, while at run time they are answered with a
+hint.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ Callback = Callable[..., Mapping[str, Any]] | None
 Size = tuple[int, int]
 
 _RETURNS = "Returns a PipelineOutput, whose `images` are the pictures."
-
 
 
 @documented(f"Paint with Stable Diffusion 1.x or 2.x. {_RETURNS}", Call)
@@ -73,7 +74,7 @@ def stable_diffusion(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented(f"Paint with Stable Diffusion and ControlNet. {_RETURNS}", Call, ControlArguments)
@@ -121,7 +122,7 @@ def stable_diffusion_controlnet(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented(f"Paint with Stable Diffusion XL. {_RETURNS}", Call, XLArguments)
@@ -178,7 +179,7 @@ def stable_diffusion_xl(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented(f"Paint with Stable Diffusion XL and ControlNet. {_RETURNS}", Call, XLArguments, ControlArguments)
@@ -240,7 +241,7 @@ def stable_diffusion_xl_controlnet(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented(f"Paint image embeddings with Kandinsky 2.2. {_RETURNS}", Call, EmbedsArguments)
@@ -271,7 +272,7 @@ def kandinsky22_decoder(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented(f"Paint with Kandinsky 2.2 and its prior. {_RETURNS}", Call, CombinedArguments)
@@ -306,7 +307,7 @@ def kandinsky22_combined(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PipelineOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())
 
 
 @documented("Make image embeddings from prompts. Returns a PriorOutput.", Call)
@@ -325,4 +326,4 @@ def kandinsky22_prior(
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **unknown: Never,
 ) -> PriorOutput:
-    return self._called(locals())  # type: ignore[no-any-return]
+    return self._called(locals())

@@ -1,7 +1,7 @@
 """Reuse of work between steps. It changes the picture a little, so it is off unless asked for.
 
-The wrappers here are called as the model is. Each run makes its own, because they remember features of the run's
-latents.
+The wrappers here are called as the model is. Each run makes its own, because they remember features of the
+run's latents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Conditioning: the model's keyword inputs other than latents, in a positive and a negative half.
 
-Text states for Stable Diffusion, with pooled text and size ids for SDXL, image embeddings for Kandinsky: guidance
-pairs, repeats and joins them without knowing which they are.
+Text states for Stable Diffusion, with pooled text and size ids for SDXL, image embeddings for Kandinsky:
+guidance pairs, repeats and joins them without knowing which they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Keyword -> tensor, or a mapping or list of tensors; the first axis is the batch. Other values pass unchanged.
+# Keyword -> tensor, or a mapping or list of tensors; the first axis is the batch. Other values pass
+# unchanged.
 Inputs = Mapping[str, Any]
 
 

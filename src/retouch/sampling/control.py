@@ -1,6 +1,7 @@
 """ControlNet as a function: the residuals that control pictures add to the model's own tensors at each step.
 
-The predictor calls it and passes the residuals to the model; neither it nor the loop knows what a ControlNet is.
+The predictor calls it and passes the residuals to the model; neither it nor the loop knows what a ControlNet
+is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Control:
     """One or several ControlNets of a run; the lists hold one entry for each net.
 
     `model` takes lists of pictures and scales, and sums the residuals of its nets. A net acts between the two
-    fractions of the steps in `windows`. With `guess_mode` the nets see only the positive half of the guidance.
+    fractions of the steps in `windows`. With `guess_mode` the nets see only the positive half of the
+    guidance.
     """
 
     model: Callable[..., Any]

@@ -17,11 +17,11 @@ from retouch.schedulers.plan import Plan, Step
 class Guidance:
     """Pushes a prediction away from the negative one: `scale` times the distance between the two.
 
-    With `active` False the model sees the positive inputs alone. `rescale` pulls the result back to the spread of
-    the positive prediction ("Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4), which
-    keeps strong guidance from over-exposing. Outside an `interval` of noise levels there is no guidance, and the
-    negative half is not computed ("Applying Guidance in a Limited Interval Improves Sample and Distribution
-    Quality in Diffusion Models").
+    With `active` False the model sees the positive inputs alone. `rescale` pulls the result back to the
+    spread of the positive prediction ("Common Diffusion Noise Schedules and Sample Steps are Flawed", section
+    3.4), which keeps strong guidance from over-exposing. Outside an `interval` of noise levels there is no
+    guidance, and the negative half is not computed ("Applying Guidance in a Limited Interval Improves Sample
+    and Distribution Quality in Diffusion Models").
     """
 
     scale: float

@@ -20,8 +20,8 @@ def shorten(plan: Plan, num_inference_steps: int, strength: float) -> tuple[Plan
         lowest = math.ceil(1000 * fewest / num_inference_steps) / 1000
         enough = next((steps for steps in range(1, 501) if int(steps * strength) >= 1), None)
         raise InputError(
-            f"strength={strength} leaves none of the {num_inference_steps} steps to run. It is the part of them "
-            f"that runs, and at least one must; use strength={lowest} or more"
+            f"strength={strength} leaves none of the {num_inference_steps} steps to run. It is the part of "
+            f"them that runs, and at least one must; use strength={lowest} or more"
             + (f", or {enough} steps or more." if enough and kept < 1 else "."),
             parameter="strength",
         )
@@ -36,7 +36,7 @@ def first_latents(plan: Plan, noise: Tensor, original: Tensor | None = None) -> 
 
 
 def window(plan: Plan, start: float | None, end: float | None, num_train_timesteps: int) -> Plan:
-    """Return the part of the schedule between two fractions of the noise levels, for stages that share one."""
+    """Return the part of a schedule between two fractions of the noise levels, for stages that share it."""
     if start is not None:
         cutoff = round(num_train_timesteps * (1 - start))
         count = sum(1 for step in plan if float(step.timestep) < cutoff)

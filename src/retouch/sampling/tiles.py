@@ -29,9 +29,7 @@ def windows(length: int, size: int, overlap: int, multiple: int = 1) -> list[int
     return [round(index * (length - size) / (count - 1)) * multiple for index in range(count)]
 
 
-def tiled(
-    predict: Predictor, size: int, overlap: int, multiple: int = 1
-) -> Callable[[Tensor, Step], Tensor]:
+def tiled(predict: Predictor, size: int, overlap: int, multiple: int = 1) -> Callable[[Tensor, Step], Tensor]:
     """Return `predict` over windows of `size` latents a side; a window weighs less near its border.
 
     `multiple` is that of the model's tokens, in latents.
