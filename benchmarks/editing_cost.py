@@ -186,7 +186,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def text(found: dict[str, Any]) -> str:
-    """What the page says of it."""
+    """Return the block of figures for the page."""
     one, holes, fixed = (found[name] for name in ("one_percent", "by_hole", "by_photo_fixed_hole"))
     smallest, largest, seconds = holes[0], holes[-1], found["files"]
     clock = "seconds of the processor" if found["clock"] == "processor" else "seconds"
@@ -194,8 +194,8 @@ def text(found: dict[str, Any]) -> str:
     if "middle" in found:
         rows.append(("a tenth of SD 1.5's UNet, 4 steps at 512", found["middle"]))
     lines = [
-        f"A hole of 1 % in a photo of 12 megapixels, against its crop alone as a photo ({clock}; "
-        f"{found['machine']}, threads: {found['threads']}):",
+        f"Time of an edit with a hole of 1 % in a photo of 12 megapixels, compared with editing its crop as a "
+        f"photo of its own ({clock}; {found['machine']}, threads: {found['threads']}):",
         "",
         "| model | crop, painted at | in 12 megapixels | crop alone | ratio |",
         "|---|---|---|---|---|",
@@ -206,24 +206,25 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"| {label} | {crop}, {painted} | {figures} |")
     lines += [
         "",
-        "The goal is a ratio of 1.15 at most. What comes on top, "
-        f"{one['seconds'] - one['crop_alone']:.2f} s, does not depend on the model, so it weighs most with "
-        "the built-in one, which is quicker than any other.",
+        "The goal is a ratio of 1.15 at most. The extra time, "
+        f"{one['seconds'] - one['crop_alone']:.2f} s, does not depend on the model. So its share is largest "
+        "with the built-in checkpoint, which is faster than any other.",
         "",
         "![Time against the size of the hole](pictures/editing_cost_hole.png)",
         "",
-        f"From a hole of 0.1 % to one of {100 * SHARES[-1]:g} % the time goes from "
-        f"{smallest['seconds']:.2f} s to {largest['seconds']:.2f} s: this checkpoint paints every crop at "
-        "128x128, and what grows is joining it at the photo's resolution and measuring the seam. One that "
-        "paints large crops twice takes several times as long for those.",
+        f"From a hole of 0.1 % to one of {100 * SHARES[-1]:g} %, the time grows from "
+        f"{smallest['seconds']:.2f} s to {largest['seconds']:.2f} s. The built-in checkpoint paints every crop "
+        "at 128x128; the growing part is joining at the photo's resolution and measuring the seam. A "
+        "checkpoint that paints large crops twice takes several times as long for them.",
         "",
         "![Time against the size of the photo](pictures/editing_cost_photo.png)",
         "",
-        f"With a hole of {FIXED[0]}x{FIXED[1]} pixels, 48 megapixels take {fixed[-1]['seconds']:.2f} s and "
-        f"0.3 megapixels {fixed[0]['seconds']:.2f} s: what grows is copying the photo.",
+        f"With a hole of {FIXED[0]}x{FIXED[1]} pixels, a photo of 48 megapixels takes "
+        f"{fixed[-1]['seconds']:.2f} s and one of 0.3 megapixels {fixed[0]['seconds']:.2f} s; the growing part "
+        "is copying the photo.",
         "",
-        f"Opening the 12 megapixels takes {seconds['open .jpg']:.2f} s as JPEG and "
-        f"{seconds['open .png']:.2f} s as PNG, saving them as PNG {seconds['save .png']:.1f} s.",
+        f"Opening the photo of 12 megapixels takes {seconds['open .jpg']:.2f} s as JPEG and "
+        f"{seconds['open .png']:.2f} s as PNG; saving it as PNG takes {seconds['save .png']:.1f} s.",
     ]
     return "\n".join(line if line.startswith(("|", "!")) else fill(line, 120) for line in lines)
 
