@@ -1,6 +1,6 @@
-"""Builds the optional attention kernel; all else about the package is in pyproject.toml.
+"""Build the optional attention kernel; everything else about the package is in pyproject.toml.
 
-Where it cannot be built, the package is installed without it, and torch computes attention.
+If the kernel cannot be built, the package is installed without it, and torch computes attention.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FLASH_ATTENTION = Extension(
     "retouch.models._flash_attention",
     sources=["src/retouch/models/flash_attention.cpp"],
     depends=["src/retouch/models/flash_attention_tile.h"],
-    define_macros=[("Py_LIMITED_API", "0x030A0000")],  # one file for Python 3.10 and all that follow
+    define_macros=[("Py_LIMITED_API", "0x030A0000")],  # one file for Python 3.10 and all later versions
     py_limited_api=True,
     language="c++",
     optional=True,
@@ -20,7 +20,7 @@ FLASH_ATTENTION = Extension(
 
 
 class BuildKernel(build_ext):
-    """Compiles with the flags that the compiler understands, and says how it went."""
+    """A build that passes each compiler its own flags, and explains a failure."""
 
     def build_extension(self, extension: Extension) -> None:
         if self.compiler.compiler_type == "msvc":
@@ -34,10 +34,10 @@ class BuildKernel(build_ext):
             ]
         super().build_extension(extension)
 
-    def warn(self, message: str) -> None:  # how the base class reports that an optional extension failed
+    def warn(self, message: str) -> None:  # the base class reports the failure of an optional extension here
         super().warn(
-            f"{message}\nretouch goes without its native attention kernel: torch computes attention, slower. "
-            f"To have it, install a C++ compiler and Python's headers, then install retouch anew."
+            f"{message}\nretouch is installed without its attention kernel. PyTorch's slower one is used. "
+            f"To build the kernel, install a C++ compiler and Python's headers, then install retouch again."
         )
 
 

@@ -1,7 +1,7 @@
-"""A real edit in a minute, offline: `make demo`.
+"""Make a real edit in a minute, offline: `make demo`.
 
-The built-in checkpoint paints a sailboat onto the photo of a lake. What you get is one picture to look at
-(photo, mask and result side by side) and the process as a GIF.
+The built-in checkpoint paints a sailboat onto the photo of a lake. The results are one picture (photo, mask
+and result side by side) and a GIF of the process.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ EXPLANATION = """
 Done in {seconds:.0f} s. Look at these:
 
     {folder}/grid.png     photo, mask and result side by side
-    {folder}/process.gif  how the picture came about
+    {folder}/process.gif  the picture after each step
 
-Outside the mask every pixel is the photo's own. The checkpoint that painted this comes with retouch: small,
-128 pixels, and about 100 things by name. Try another one of them, and take something away:
+Outside the mask every pixel is unchanged. The checkpoint that painted this is part of retouch. It is small:
+it paints at 128 pixels and knows about 100 things by name. Paint another one of them, or erase something:
 
     retouch models show builtin
     retouch inpaint {folder}/photo.png {folder}/mask.png "a red apple" -o {folder}/apple.png
     retouch erase {folder}/result.png {folder}/mask.png -o {folder}/erased.png
 
-For anything you can say, at full size, get Stable Diffusion for inpainting (4.3 GB, once, with a network):
+For any prompt at full size, download Stable Diffusion for inpainting (4.3 GB, once):
 
     retouch models pull sd15-inpaint
     retouch inpaint {folder}/photo.png {folder}/mask.png "an old wooden sailing ship" --model sd15-inpaint
 
-The command is {command} here. docs/cli.md and docs/editing.md say what else there is."""
+The command is {command} here. See also docs/cli.md and docs/editing.md."""
 
 
 def main(folder: Path) -> None:
+    """Make the edit and write all files to `folder`."""
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     photo, mask = load_image(PHOTO), load_image(MASK)
