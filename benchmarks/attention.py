@@ -1,8 +1,8 @@
-"""Attention alone: our kernel at each level that the processor has, torch's, and torch's products in chunks.
+"""Measure attention only: our kernel at each level that the processor has, torch's, and torch's in chunks.
 
 The sizes are those of the UNets of Stable Diffusion 1.5 at 512x512 and XL at 1024x1024, with guidance. All
-are measured in turn, so that whatever else the machine does hits all alike: medians, and the largest
-difference from attention in float64. The result goes to results/attention.json.
+are measured in turns, so that other load on the machine affects all equally. Reports medians, and the largest
+difference from attention in float64. Writes results/attention.json.
 
     python benchmarks/attention.py [--quick] [--threads 2] [--cpu-time] [--levels avx512,avx2]
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retouch.models.native_attention import _in_chunks, attention_at, levels
 
-SHAPES = {  # batch, heads, queries, keys, size of a head
+SHAPES = {  # batch, heads, queries, keys, head size
     "SD 1.5, 64x64, itself": (2, 8, 4096, 4096, 40),
     "SD 1.5, 32x32, itself": (2, 8, 1024, 1024, 80),
     "SD 1.5, 16x16, itself": (2, 8, 256, 256, 160),
@@ -48,7 +48,7 @@ def processor() -> str:
 def measured(
     shape: tuple[int, ...], dtype: torch.dtype, chosen: list[str], runs: int, clock: Callable[[], float]
 ) -> dict:
-    """Milliseconds and largest error of each way."""
+    """Return the milliseconds and the largest error of each method."""
     batch, heads, queries, keys, dim = shape
     torch.manual_seed(0)
     query, key, value = (
@@ -80,12 +80,12 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three runs of the sizes of SD 1.5")
+    parser.add_argument("--quick", action="store_true", help="three runs, with the sizes of SD 1.5 only")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--levels", type=lambda names: names.split(","), default=list(levels()))
     parser.add_argument(
-        "--cpu-time", action="store_true", help="for a machine that is busy; with --threads 1"
+        "--cpu-time", action="store_true", help="measure CPU time, for a busy machine; use with --threads 1"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

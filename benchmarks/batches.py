@@ -1,8 +1,8 @@
-"""Several pictures in one pass: how many a core makes, and whether they are those of one at a time.
+"""Measure the throughput of batches, and compare their pictures with those made one at a time.
 
-Different pictures, masks, prompts and seeds through a pipeline of a trained checkpoint (the built-in one, or
---model), in batches of 1, 2, 4 and 8, one thread; seconds are the processor's, in turns, medians. With
---large also a guided step of SD 1.5's inpainting UNet at 512x512, full size, seeded random weights.
+Runs different pictures, masks, prompts and seeds through a pipeline of a trained checkpoint (the built-in
+one, or --model) in batches of 1, 2, 4 and 8 on one thread. Reports medians of CPU seconds, measured in turns.
+--large adds a guided step of SD 1.5's full-size inpainting UNet at 512x512, with seeded random weights.
 
     python benchmarks/batches.py [--quick] [--large] [--model FOLDER] [--output result.json]
 """
@@ -28,14 +28,14 @@ SIZES = (1, 2, 4, 8)
 class Row:
     batch: int
     dtype: str
-    seconds_each: float  # of the processor, for one picture
-    a_minute: float  # pictures that a core makes
-    worst_difference: int  # from the pictures of one at a time, of 255
-    differing: float  # part of the values that are not the same
+    seconds_each: float  # CPU time for one picture
+    a_minute: float  # pictures per minute and core
+    worst_difference: int  # from the pictures made one at a time, of 255
+    differing: float  # share of the values that differ
 
 
 def inputs(side: int) -> tuple[list[Image.Image], list[Image.Image]]:
-    """A part of the photo for each prompt, and a hole at another place in each."""
+    """Return a different part of the photo and a different mask for each prompt."""
     photo = Image.open(ROOT / "examples" / "lake.jpg")
     pictures, masks = [], []
     for index in range(len(PROMPTS)):
@@ -100,7 +100,7 @@ def pictures_of(model: str, steps: int, repeats: int) -> list[Row]:
 
 @torch.no_grad()
 def large(repeats: int) -> dict[int, float]:
-    """The processor's seconds for a picture's share of a step, by the size of the batch."""
+    """Return the CPU seconds of a step divided by the batch size, for each batch size."""
     unet = large_unet()
     seconds = {}
     for batch in SIZES:

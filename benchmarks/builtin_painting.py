@@ -1,7 +1,7 @@
-"""Paints with a checkpoint's folder in several processes of one thread each, which small networks like best.
+"""Paint with a checkpoint in several single-threaded processes, which is fastest for small networks.
 
-Two ways: whole edits through `retouch.load(...)`, as a user makes them, and batches straight through the
-pipeline for comparing settings, where the crop is the whole picture.
+There are two ways: whole edits with `retouch.load(...)`, as users make them, and batches through the
+pipeline, for comparing settings, where the crop is the whole picture.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Edit:
-    """One call of a verb: answered by the result, (height, width, 3), and the crop that was worked on."""
+    """One call of an editing function. Its answer is the result, (height, width, 3), and the crop."""
 
     verb: str
     photo: np.ndarray
@@ -45,7 +45,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a batch is painted."""
+    """The settings of a batch."""
 
     steps: int = 20
     guidance: float = 1.0
@@ -59,7 +59,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of 128 pixels with their holes: answered by what the model makes of them."""
+    """Pictures of 128 pixels with their masks. The answer is the painted pictures."""
 
     prompts: list[str]
     pictures: np.ndarray
@@ -69,7 +69,7 @@ class Batch:
 
 
 class Painters:
-    """Processes that hold the checkpoint. `regular` takes its 4-channel UNet."""
+    """Processes that have loaded the checkpoint. `regular` uses its 4-channel UNet."""
 
     def __init__(self, folder: Path, regular: bool = False, count: int | None = None):
         self.count = count or len(os.sched_getaffinity(0))
@@ -89,7 +89,7 @@ class Painters:
     def batch(
         self, prompts: list[str], pictures: np.ndarray, holes: np.ndarray, setting: Setting, seed: int = 0
     ) -> np.ndarray:
-        """All of them, in batches that keep every process busy."""
+        """Paint all pictures, in batches that keep every process busy."""
         starts = range(0, len(prompts), BATCH)
         jobs = [
             Batch(
@@ -113,7 +113,7 @@ def _start(folder: str, regular: bool) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if regular:
-        # The same checkpoint with the other UNet in the place of the first.
+        # The same checkpoint with `unet_regular` as its `unet`.
         _folder = tempfile.TemporaryDirectory()
         for entry in Path(folder).resolve().iterdir():
             if entry.name not in ("unet", "unet_regular"):
@@ -152,14 +152,14 @@ def _batch(job: Batch) -> np.ndarray:
 
 
 def _cells(hole: np.ndarray) -> np.ndarray:
-    """The hole in whole latents, as an edit asks for."""
+    """Return the mask grown to whole latents, as an edit does it."""
     size = hole.shape[0] // FACTOR
     coarse = hole.reshape(size, FACTOR, size, FACTOR).any(axis=(1, 3))
     return np.kron(coarse, np.ones((FACTOR, FACTOR), bool))
 
 
 def joined(pictures: np.ndarray, painted: np.ndarray, holes: np.ndarray, method: Any) -> np.ndarray:
-    """What was painted, put into the pictures as an edit does it."""
+    """Join the painted parts to the pictures, as an edit does it."""
     feather = 0.02 * SIDE
     how = {"feather": feather, "method": method, "reach": feather / 2 + FACTOR}
     triples = zip(pictures, painted, holes, strict=True)
@@ -167,19 +167,19 @@ def joined(pictures: np.ndarray, painted: np.ndarray, holes: np.ndarray, method:
 
 
 def defaults(folder: Path, verb: str) -> dict[str, Any]:
-    """What an edit with this checkpoint does unless it is told otherwise."""
+    """Return the default options of an editing function with this checkpoint."""
     return Profile.of(folder).defaults_of(verb)
 
 
 def prompt_for(word: str) -> str:
-    """As somebody would type it."""
+    """Return a prompt for a name, as a person would type it."""
     if word.endswith("s") and not word.endswith("ss"):
         return word
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def photo_and_hole(pictures: Pictures, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A photo of 320 pixels, and a hole of a third to a half of its side that says nothing of a name."""
+    """Return a photo of 320 pixels and a mask a third to a half as wide; its shape hints at no name."""
     random = np.random.default_rng([21, number])
     row = random.choice(pictures.photo_rows, p=pictures.weights)
     photo = np.ascontiguousarray(pictures.photos[row][:, :: random.choice([-1, 1])])
@@ -196,7 +196,7 @@ def photo_and_hole(pictures: Pictures, number: int) -> tuple[np.ndarray, np.ndar
 
 
 def framed(photo: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The crop of 128 pixels around a hole that training shows: 70 % of it is hole."""
+    """Return the crop of 128 pixels around a mask as in training, where the mask has 70 % of the side."""
     side = photo.shape[0]
     rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
     length = min(side, int(1.42 * max(np.ptp(rows), np.ptp(columns))))
@@ -209,7 +209,7 @@ def framed(photo: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def plain_background(pictures: Pictures, count: int, seed: int = 22) -> tuple[np.ndarray, np.ndarray]:
-    """Backgrounds of 128 pixels and holes as in training, with nothing painted on them."""
+    """Return backgrounds of 128 pixels without objects, and masks as in training."""
     composer = Composer(pictures, SIDE, seed=seed)
     samples = [composer.sample(number, empty=1) for number in range(count)]
     return np.stack([sample.picture for sample in samples]), np.stack([sample.hole for sample in samples])

@@ -1,13 +1,15 @@
-"""How good the built-in checkpoint is, on photos that it was never trained on.
+"""Measure the quality of the built-in checkpoint on photos that it was never trained on.
 
-Its VAE, whether a classifier names what it paints, how well it continues a plain background compared with
-OpenCV, which settings suit it, and sheets for a person to look at. Settings are chosen on training photos and
-reported on held-out ones. Needs the state folder of `training.run` for the photos and cut-outs.
+Measures its VAE, whether a classifier recognises what it paints, how well it continues a plain background
+compared with OpenCV, and which settings are best. Makes sheets for a person to look at. Settings are chosen
+on training photos and reported on held-out ones. Needs the state folder of `training.run` for the photos and
+cut-outs.
 
     python -m benchmarks.builtin_quality --state FOLDER [--checkpoint FOLDER] [--quick] [--only naming,sheets]
 
-Sections: vae, classifier, naming, sweep, removal, sheets; all but the sweep run by default. The classifier is
-trained by the first run (6 minutes on two cores) and kept in --cache; all else takes about 10 minutes.
+Sections: vae, classifier, naming, sweep, removal, sheets; all but the sweep run by default. The first run
+trains the classifier (6 minutes on two cores) and keeps it in --cache; everything else takes about 10
+minutes.
 """
 
 from __future__ import annotations
@@ -54,14 +56,14 @@ PICTURES = ROOT / "docs" / "pictures"
 GUIDANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 STEPS = (6, 8, 12, 20, 30)
 CONTEXTS = ("10%", "21%", "35%", "50%")
-# Steps, guidance, what the hole is filled with first, and how much of that is painted over.
+# (steps, guidance, fill, strength)
 FILLINGS: list[tuple[int, float, str, float]] = [
     *((steps, 1.0, "original", 1.0) for steps in (2, 4, 10, 20)),
     *((steps, 1.0, "telea", strength) for steps in (4, 10) for strength in (0.3, 0.5, 0.7)),
     *((4, 1.0, "blur", strength) for strength in (0.5, 0.7)),
 ]
 JOINS = ("match", "poisson")
-# A picture of 128 pixels is all the context there is, and OpenCV repaints no more than the hole either.
+# The context cannot be larger than the picture of 128 pixels, and OpenCV repaints only the hole, too.
 SAME_HOLE = {"context": "100%", "grow": 0}
 THROUGH = "the truth through the VAE"
 
@@ -85,8 +87,6 @@ class Bench:
     def of_verb(self, verb: str) -> dict[str, Any]:
         return {**defaults(self.folder, verb), **self.options}
 
-    # -- sections
-
     def vae(self) -> dict[str, Any]:
         network = AutoencoderKL.from_pretrained(self.folder, subfolder="vae").eval()
         held_out = HeldOut(self.state, SIDE, "cpu", self.some(64, 16))
@@ -94,7 +94,7 @@ class Bench:
         return held_out(network)
 
     def classifier(self) -> dict[str, Any]:
-        """The judge itself: real composites on held-out backgrounds, as they are and through the VAE."""
+        """Test the classifier on real composites on held-out backgrounds, before and after the VAE."""
         count = self.some(1024, 128)
         network = AutoencoderKL.from_pretrained(self.folder, subfolder="vae").eval()
         answers, through = [], []
@@ -114,7 +114,7 @@ class Bench:
         }
 
     def naming(self) -> dict[str, Any]:
-        """What is painted into unseen photos by whole edits, judged in the crop that was worked on."""
+        """Test whether the classifier recognises what whole edits paint into the crops of unseen photos."""
         draws = self.some(4, 1)
         names = range(len(NAMES)) if not self.quick else range(0, len(NAMES), 9)
         options = self.of_verb("inpaint")
@@ -147,7 +147,7 @@ class Bench:
         return found
 
     def sweep(self) -> dict[str, Any]:
-        """Which defaults suit: on training backgrounds, one after the other."""
+        """Find the best default settings on training backgrounds, one after the other."""
         count = self.some(2 * len(NAMES), 12)
         wanted = [number % len(NAMES) for number in range(count)]
         prompts = [prompt_for(NAMES[name].word) for name in wanted]
@@ -175,7 +175,7 @@ class Bench:
                 Edit("inpaint", *scene, number, prompt, options)
                 for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
             ][: self.some(len(NAMES), count)]
-            # Judged in one frame whatever was worked on.
+            # All contexts are judged in the same frame.
             seen = [
                 framed(result, edit.hole)[0]
                 for (result, _), edit in zip(painters.edits(edits), edits, strict=True)
@@ -186,7 +186,7 @@ class Bench:
         return found
 
     def removal(self) -> dict[str, Any]:
-        """An empty prompt over plain background, against OpenCV; then objects erased by whole edits."""
+        """Compare an empty prompt over plain background with OpenCV; then erase objects by whole edits."""
         found: dict[str, Any] = {}
         settings = [Setting(*each) for each in (FILLINGS if not self.quick else FILLINGS[:1] + FILLINGS[-1:])]
         painters = self.inpainting
@@ -229,13 +229,13 @@ class Bench:
 
     @torch.inference_mode()
     def _through_vae(self, pictures: np.ndarray) -> np.ndarray:
-        """What the best model could paint, if it knew the truth."""
+        """Return the pictures after the VAE: the best that a model with this VAE could paint."""
         network = AutoencoderKL.from_pretrained(self.folder, subfolder="vae").eval()
         parts = [network.encode(part).latent_dist.mode() for part in _pixels(pictures).split(16)]
         return np.concatenate([to_bytes(network.decode(part).sample) for part in parts])
 
     def _objects(self, chosen: dict[str, Any]) -> dict[str, Any]:
-        """Known objects on unseen backgrounds, erased: is it still there, and how far from the truth?"""
+        """Erase known objects on unseen backgrounds; measure the error, and whether they are recognised."""
         count = self.some(107, 8)
         composer = naming.on_new_backgrounds(self.state, seed=31)
         samples = [composer.sample(number, empty=0) for number in range(count)]
@@ -264,7 +264,7 @@ class Bench:
         return figures
 
     def sheets(self) -> dict[str, Any]:
-        """Fifty prompts, drawn by lot and not chosen by eye, and photos before and after erasing."""
+        """Make sheets of fifty randomly chosen prompts, and of photos before and after erasing."""
         chosen = random.Random(0).sample(range(len(NAMES)), self.some(50, 5))
         scenes = [photo_and_hole(self.held_out, 90_000 + number) for number in range(len(chosen))]
         prompts = [prompt_for(NAMES[name].word) for name in chosen]
@@ -303,7 +303,7 @@ def _pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> Tensor:
 def write_captioned(
     path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int
 ) -> None:
-    """Pictures of one size in rows, each with its caption beneath."""
+    """Write pictures of one size in rows, with a caption under each."""
     height, width = pictures[0].shape[:2]
     line, gap = 18, 4
     rows = -(-len(pictures) // columns)
@@ -333,12 +333,16 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "src/retouch/checkpoints/builtin")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "retouch-benchmarks")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="the folder of the sheets")
-    parser.add_argument("--quick", action="store_true", help="few of everything, to see that it runs")
-    parser.add_argument("--only", help="sections, with commas between them", default="")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="the folder for the sheets")
+    parser.add_argument("--quick", action="store_true", help="few samples, to test the script")
+    parser.add_argument("--only", help="sections, separated by commas", default="")
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="OPTION=VALUE")
-    parser.add_argument("--workers", type=int, help="processes that paint; by default one for each core")
-    parser.add_argument("--no-lpips", action="store_true", help="without the package that LPIPS comes from")
+    parser.add_argument(
+        "--workers", type=int, help="number of processes that paint; default: one for each core"
+    )
+    parser.add_argument(
+        "--no-lpips", action="store_true", help="do not compute LPIPS, which needs another package"
+    )
     given = parser.parse_args()
     sections = [name for name in given.only.split(",") if name] or [s for s in SECTIONS if s != "sweep"]
     if unknown := set(sections) - set(SECTIONS):

@@ -1,7 +1,7 @@
 """Write the figures of `builtin_quality` into the model card and docs/builtin.md.
 
-Both have a block between two comments, "figures" and "end of figures", which is replaced. `--seen` is a person's
-judgement of the sheet of names.
+Both have a block between two comments, "figures" and "end of figures", which is replaced. `--seen` is a
+person's judgement of the sheet of names.
 
     python -m benchmarks.builtin_report --seen "37 of 50"
 """
@@ -34,11 +34,15 @@ def table(found: dict[str, Any], seen: str) -> str:
     best, alone = removal["chosen"], removal["chosen_alone"]
     rows = [
         ("VAE: PSNR on unseen photos", "25 dB, better 27", f"{vae['psnr_photos']:.1f} dB"),
-        ("VAE: share of red and of green that is kept", "1 means all of it", f"{vae['red_kept']:.2f}, {vae['green_kept']:.2f}"),
+        (
+            "VAE: share of red and of green that is kept",
+            "1 means all of it",
+            f"{vae['red_kept']:.2f}, {vae['green_kept']:.2f}",
+        ),
         (
             f"a classifier recognises the painted thing ({named['inpainting']['draws']} pictures)",
             "60 %",
-            f"{named['inpainting']['top1']:.0%}; among its five best guesses {named['inpainting']['top5']:.0%}",
+            f"{named['inpainting']['top1']:.0%}; among its best five {named['inpainting']['top5']:.0%}",
         ),
         ("the same, painted by the regular UNet", "", f"{named['regular']['top1']:.0%}"),
         (

@@ -1,7 +1,7 @@
-"""Cold start: from starting Python to the end of the first denoising step, ours beside diffusers.
+"""Measure the time from starting Python to the end of the first denoising step, for retouch and diffusers.
 
-Each run is a process of its own, the two libraries in turn, over the same tiny checkpoint, so nearly all of
-the time is importing and loading. Also measures what `import retouch` alone takes.
+Each run is its own process, and the two libraries take turns. The checkpoint is tiny, so nearly all of the
+time is importing and loading. Also measures `import retouch` alone.
 
     python benchmarks/cold_start.py [--runs 7]
 """
@@ -43,7 +43,7 @@ def seconds(code: str, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--runs", type=int, default=7, help="counted runs of each, after one that warms the cache"
+        "--runs", type=int, default=7, help="measured runs of each, after one that warms the cache"
     )
     runs = parser.parse_args().runs
     from tiny_checkpoints import stable_diffusion

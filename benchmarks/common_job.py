@@ -1,16 +1,17 @@
-"""The common job, a hole of 256 pixels in a photo, by us and by diffusers: seconds from call to picture.
+"""Measure a common job, a hole of 256 pixels in a photo, with retouch and diffusers: seconds from call to
+picture.
 
-Stable Diffusion 1.5 inpainting in full size with seeded random weights, 512x512, guidance on. Ours is
-`retouch.inpaint` with 20 steps, and at each speed; diffusers once as a newcomer has it (float32, 50 steps)
-and once tuned by its own guide (bfloat16, DPM-Solver++ with 20 steps, channels-last). Each in a process of
-its own, with the model loaded and warm. Of many steps some are taken and the rest reckoned from their median:
-a column says how many. Seconds are those of the clock and of the processor; on a busy machine, look at the
-latter. The pictures of random weights say nothing of quality; speed_words.py does.
+The model is full-size Stable Diffusion 1.5 for inpainting with seeded random weights, at 512x512 with
+guidance. retouch runs `retouch.inpaint` with 20 steps, and with each speed preset. diffusers runs once with
+its defaults (float32, 50 steps) and once tuned by its own guide (bfloat16, DPM-Solver++ with 20 steps,
+channels-last). Each is its own process, with the model loaded and warm. Only some of the steps are run; the
+time of the others is computed from their median, and a column says how many were run. Reports wall-clock and
+CPU seconds; on a busy machine, use the latter. Pictures from random weights show no quality; speed_words.py
+measures that.
 
     python benchmarks/common_job.py [--quick] [--threads 2] [--folder KEPT] [--output result.json]
 
-Takes 2.1 GB of disk in the temporary folder, or in --folder, where it is kept for the next time; 8 GB of
-memory.
+Needs 8 GB of memory, and 2.1 GB of disk in the temporary folder or in --folder, which is kept for later runs.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Job:
-    """One way of doing it."""
+    """One of the compared configurations."""
 
     label: str
     library: str
@@ -76,14 +77,14 @@ class Measured:
     load_seconds: float
     steps: int
     steps_taken: int
-    seconds: float  # of the clock, for all steps
+    seconds: float  # wall-clock time, for all steps
     processor_seconds: float
     step_seconds: float  # median
     gigabytes_at_peak: float
 
 
 def prepare(folder: Path, threads: int) -> None:
-    """The checkpoint, unless it is there."""
+    """Write the checkpoint, unless it exists."""
     if (folder / "model_index.json").is_file():
         return
     family = replace(FAMILIES["sd15-inpainting"], dtype=torch.bfloat16)
@@ -123,7 +124,7 @@ def photo() -> Image.Image:
 
 
 def diffusers_job(job: Job, folder: Path) -> Callable[..., None]:
-    """What takes so many steps and tells `tick` of each."""
+    """Return a function that runs a number of steps and calls `tick` after each."""
     import diffusers
 
     dtype = getattr(torch, job.options["dtype"])
@@ -158,7 +159,7 @@ def retouch_job(job: Job, folder: Path) -> Callable[..., None]:
 
     def run(steps: int, tick: Callable[[], None]) -> None:
         fresh = Editor(editor.pipeline, str(folder), show_progress=False)
-        fresh._rounded = editor._rounded  # weights that were rounded once stay so
+        fresh._rounded = editor._rounded  # reuses the 8-bit UNet
         fresh.inpaint(photo(), HOLE, PROMPT, progress=lambda _: tick(), **{**options, "steps": steps})
         editor._rounded = fresh._rounded
 
@@ -166,13 +167,13 @@ def retouch_job(job: Job, folder: Path) -> Callable[..., None]:
 
 
 def measure(job: Job, folder: Path, threads: int, limit: int) -> Measured:
-    """With no more than `limit` steps; those that are missing take as long as the median of the others."""
+    """Measure a job with at most `limit` steps; each step not run counts as the median of the others."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     run = (diffusers_job if job.library == "diffusers" else retouch_job)(job, folder)
     loaded = time.perf_counter() - start
     run(1, lambda: None)
-    # With reuse, steps are not alike: those that are left out are then whole rounds of them.
+    # With reuse, steps differ in cost, so only whole rounds are left out.
     every = {"balanced": 2, "fast": 2}.get(job.options.get("speed", ""), 1)
     taken = job.steps if job.steps <= limit else job.steps - every * -(-(job.steps - limit) // every)
     times: list[tuple[float, float]] = []
@@ -187,7 +188,7 @@ def measure(job: Job, folder: Path, threads: int, limit: int) -> Measured:
     seconds = []
     for clock in (0, 1):
         steps = [later[clock] - earlier[clock] for earlier, later in itertools.pairwise(times)]
-        # Rounds of a step and those that reuse it; of plain steps a round is one.
+        # A round is a full step and the steps that reuse its features; without reuse it is one step.
         rounds = [sum(steps[at : at + every]) for at in range(0, len(steps) - every + 1, every)]
         step = statistics.median(rounds) / every
         seconds.append((ended[clock] - begun[clock] + missing * step, step))
@@ -216,8 +217,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="take 3 steps of each, 6 with reuse")
-    parser.add_argument("--folder", type=Path, help="where the checkpoint goes and stays")
+    parser.add_argument("--quick", action="store_true", help="run 3 steps of each, 6 with reuse")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is written and kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "common_job.json")
     given = parser.parse_args()
     print(f"{machine()}, {given.threads} threads\n", flush=True)

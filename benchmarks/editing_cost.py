@@ -1,9 +1,10 @@
-"""What an edit costs, by the size of the hole and by that of the photo, beside its crop alone as a photo.
+"""Measure the time of an edit by the size of the hole and of the photo, compared with editing its crop alone.
 
-The built-in checkpoint paints, with its defaults: it is the quickest that there is, so that what is done
-around the painting weighs most. A network of random numbers, a tenth of SD 1.5's UNet, shows it in proportion
-(not with --quick). An edit and its crop alone are measured in turn, each by an editor that has kept nothing;
-medians. Writes benchmarks/results/editing_cost.json, two plots, and the figures in docs/editing.md.
+The built-in checkpoint paints with its defaults. It is the fastest checkpoint, so the work around the
+painting has the largest share. For comparison, a network with random weights and a tenth of SD 1.5's UNet is
+measured as well (not with --quick). An edit and its crop alone are measured in turns, each by an editor with
+an empty cache. Reports medians. Writes benchmarks/results/editing_cost.json, two plots, and the figures in
+docs/editing.md.
 
     python benchmarks/editing_cost.py [--quick] [--threads 2]
 
@@ -64,7 +65,7 @@ Clock = Callable[[], float]
 
 
 def middle(folder: str) -> Editor:
-    """A regular-size VAE's and UNet's shape with fewer channels; random weights, which time does not mind."""
+    """Return an editor with the UNet and VAE of SD 1.5 with fewer channels, and random weights."""
     import tiny_checkpoints
 
     tiny_checkpoints.stable_diffusion(folder, in_channels=9)
@@ -96,7 +97,7 @@ def share_of(share: float, photo: tuple[int, int]) -> Box:
 def measure(
     editor: Editor, photo: Image.Image, hole: Box, runs: int, clock: Clock, **options: Any
 ) -> dict[str, Any]:
-    """An edit and its crop alone, in turns: the medians of their seconds, and the ratio of these."""
+    """Measure an edit and its crop alone in turns. Return the medians of their seconds, and the ratio."""
 
     def timed(picture: Image.Image, box: Box, **more: Any) -> tuple[float, retouch.Edit]:
         fresh = Editor(editor.pipeline, show_progress=False)
@@ -112,7 +113,9 @@ def measure(
         alone, other = timed(photo.crop(edit.crop), inner, context=10**6)
         painted = [(each.width, each.height) for each in (*edit.crops, *other.crops)]
         if len(painted) != 2 or painted[0] != painted[1]:
-            raise SystemExit(f"The crop alone is painted otherwise: {painted}. They cannot be compared.")
+            raise SystemExit(
+                f"The crop alone is painted at another size: {painted}. They cannot be compared."
+            )
         pairs.append((seconds, alone))
         parts.append(edit.timings)
     whole, alone = (statistics.median(each) for each in zip(*pairs, strict=True))
@@ -139,7 +142,7 @@ def told(label: str, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def files(photo: Image.Image, folder: Path, clock: Clock) -> dict[str, float]:
-    """Seconds to open and to save a photo."""
+    """Return the seconds for opening and for saving a photo."""
     seconds = {}
     for suffix in (".jpg", ".png"):
         start = clock()
@@ -157,7 +160,7 @@ def draw(found: dict[str, Any]) -> None:
     shares = [100 * share for share in SHARES]
 
     def line(points: list[dict[str, Any]], name: str = "seconds") -> list[tuple[float, float]]:
-        """By megapixels."""
+        """Return (megapixels, value) for each point."""
         return [(round(np.prod(point["photo"]) / 1e6, 1), point[name]) for point in points]
 
     plot(
@@ -194,8 +197,8 @@ def text(found: dict[str, Any]) -> str:
     if "middle" in found:
         rows.append(("a tenth of SD 1.5's UNet, 4 steps at 512", found["middle"]))
     lines = [
-        f"Time of an edit with a hole of 1 % in a photo of 12 megapixels, compared with editing its crop as a "
-        f"photo of its own ({clock}; {found['machine']}, threads: {found['threads']}):",
+        f"Time of an edit with a hole of 1 % in a photo of 12 megapixels, compared with editing its crop as "
+        f"a photo of its own ({clock}; {found['machine']}, threads: {found['threads']}):",
         "",
         "| model | crop, painted at | in 12 megapixels | crop alone | ratio |",
         "|---|---|---|---|---|",
@@ -213,15 +216,15 @@ def text(found: dict[str, Any]) -> str:
         "![Time against the size of the hole](pictures/editing_cost_hole.png)",
         "",
         f"From a hole of 0.1 % to one of {100 * SHARES[-1]:g} %, the time grows from "
-        f"{smallest['seconds']:.2f} s to {largest['seconds']:.2f} s. The built-in checkpoint paints every crop "
-        "at 128x128; the growing part is joining at the photo's resolution and measuring the seam. A "
+        f"{smallest['seconds']:.2f} s to {largest['seconds']:.2f} s. The built-in checkpoint paints every "
+        "crop at 128x128; the growing part is joining at the photo's resolution and measuring the seam. A "
         "checkpoint that paints large crops twice takes several times as long for them.",
         "",
         "![Time against the size of the photo](pictures/editing_cost_photo.png)",
         "",
         f"With a hole of {FIXED[0]}x{FIXED[1]} pixels, a photo of 48 megapixels takes "
-        f"{fixed[-1]['seconds']:.2f} s and one of 0.3 megapixels {fixed[0]['seconds']:.2f} s; the growing part "
-        "is copying the photo.",
+        f"{fixed[-1]['seconds']:.2f} s and one of 0.3 megapixels {fixed[0]['seconds']:.2f} s; the growing "
+        "part is copying the photo.",
         "",
         f"Opening the photo of 12 megapixels takes {seconds['open .jpg']:.2f} s as JPEG and "
         f"{seconds['open .png']:.2f} s as PNG; saving it as PNG takes {seconds['save .png']:.1f} s.",
@@ -236,11 +239,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer runs; without the larger network")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--cpu-time", action="store_true", help="for a machine that is busy; with --threads 1"
+        "--cpu-time", action="store_true", help="measure CPU time, for a busy machine; use with --threads 1"
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument(
-        "--report-only", action="store_true", help="plots and page from the results there are"
+        "--report-only", action="store_true", help="make the plots and the page from the saved results"
     )
     given = parser.parse_args()
     if not given.report_only:
@@ -269,7 +272,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     builtin = retouch.load("builtin", device="cpu", progress=False)
     photo = photo_of(*TWELVE)
     print("| hole and photo | crop | seconds | crop alone | ratio |\n|---|---|---|---|---|")
-    measure(builtin, photo, share_of(0.01, TWELVE), 1, clock)  # the first is never like the others
+    measure(builtin, photo, share_of(0.01, TWELVE), 1, clock)  # warms up
     found["one_percent"] = told(
         "1 %, 12 MP", measure(builtin, photo, share_of(0.01, TWELVE), 2 * runs + 1, clock)
     )

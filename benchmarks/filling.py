@@ -1,4 +1,4 @@
-"""How well a hole in a plain background was filled, and OpenCV's ways to fill it."""
+"""Measures of how well a hole in a plain background is filled, and OpenCV's two methods."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def classical(pictures: np.ndarray, holes: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class Measure:
-    """Figures of filled holes. LPIPS comes first where it is at hand; the others say what it does not."""
+    """Figures of filled holes: LPIPS if it is available, PSNR, seam and detail."""
 
     def __init__(self, lpips: Lpips | None = None, vgg: Lpips | None = None):
         self.lpips, self.vgg = lpips, vgg
@@ -39,7 +39,7 @@ class Measure:
     def __call__(
         self, truth: np.ndarray, holes: np.ndarray, results: dict[str, np.ndarray], best: str | None = None
     ) -> dict[str, dict[str, float]]:
-        """Figures of each way, means over pictures; of `best` also how often it beats the others."""
+        """Return the means over pictures for each method; for `best` also how often it beats the others."""
         found, distances = {}, {}
         for label, result in results.items():
             figures = {
@@ -77,7 +77,7 @@ def _psnr_in_hole(truth: np.ndarray, result: np.ndarray, holes: np.ndarray) -> f
 
 
 def _detail(pictures: np.ndarray, holes: np.ndarray) -> float:
-    """Mean gradient in the middle of the holes: what is smeared has little."""
+    """Return the mean gradient in the middle of the holes; smeared fills have a low one."""
     found = []
     for picture, hole in zip(pictures, holes, strict=True):
         grey = picture.astype(np.float32).mean(-1)

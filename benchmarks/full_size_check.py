@@ -1,13 +1,14 @@
-"""Are the full-size networks the reference's? Seeded random weights, saved by it, loaded strictly by us.
+"""Compare full-size networks with the reference's: seeded random weights, saved by it and loaded strictly by
+us.
 
-Each network is built and saved by the reference library (a development dependency), then loaded and run
-once by it and once by us, every time in a process of its own, so that only one is in memory and each has its
-own peak. Exits with 1 if the outputs differ by more than rounding.
+Each network is built and saved by the reference library (a development dependency). Then the reference and
+retouch each load and run it once, in separate processes, so that each has its own memory peak. Exits with 1
+if the outputs differ by more than rounding.
 
     python benchmarks/full_size_check.py --family sd15-inpainting --threads 2 --output result.json
 
-It needs disk for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16, 1.5 GB for a ControlNet, 10 GB for
-Kandinsky) in the temporary folder, or in --folder, which is kept.
+It needs disk space for the weights (4 GB for SD 1.5, 5 GB for SDXL in bfloat16, 1.5 GB for a ControlNet, 10
+GB for Kandinsky) in the temporary folder, or in --folder, which is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from published_configs import AUTOENCODERS, CONTROLNETS, MOVQS, PRIORS, UNETS
 Part = Literal["unet", "vae", "controlnet", "prior", "movq"]
 Library = Literal["reference", "ours"]
 
-# For each part its class, and where it is here.
+# Part -> class name, and our module.
 CLASSES: dict[Part, tuple[str, str]] = {
     "unet": ("UNet2DConditionModel", "retouch.models.unet"),
     "vae": ("AutoencoderKL", "retouch.models.autoencoder"),
@@ -139,7 +140,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process saw of one network."""
+    """The figures of one network in one process."""
 
     parameters: int
     load_seconds: float
@@ -161,7 +162,7 @@ class Comparison:
 
 
 def build(family: Family, part: Part, folder: Path, seed: int, threads: int) -> None:
-    """Let the reference make and save a network none of whose layers can be skipped unseen."""
+    """Let the reference save a network with random values everywhere, so that skipped layers show."""
     import diffusers
 
     torch.set_num_threads(threads)
@@ -187,7 +188,7 @@ def measure(family: Family, part: Part, library: Library, folder: Path, seed: in
     torch.set_num_threads(threads)
     name, home = CLASSES[part]
     kind = getattr(importlib.import_module("diffusers" if library == "reference" else home), name)
-    # Whoever comes second must not find the file in the system's cache where the first did not.
+    # Reads the files once, so that both libraries find them in the system's cache.
     for file in (folder / part).iterdir():
         with file.open("rb") as stream:
             while stream.read(1 << 24):
@@ -216,7 +217,7 @@ def measure(family: Family, part: Part, library: Library, folder: Path, seed: in
 
 
 def peak_gigabytes() -> float:
-    """The most memory that this process has held, mapped files included."""
+    """Return the peak memory of this process, including mapped files."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -242,7 +243,7 @@ def compare(family: Family, part: Part, reference: Measured, ours: Measured, fol
 
 
 def alone(function: Any, *args: Any) -> Any:
-    """Call in a fresh process, whose memory is given back afterwards."""
+    """Call a function in a new process, which releases its memory when it ends."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -290,7 +291,7 @@ def main() -> int:
     )
     parser.add_argument("--family", choices=FAMILIES, default="sd15-inpainting")
     parser.add_argument(
-        "--folder", type=Path, help="where the weights go and stay (default: a temporary one)"
+        "--folder", type=Path, help="where the weights are written and kept (default: a temporary folder)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -306,7 +307,7 @@ def main() -> int:
             "family": args.family,
             "machine": machine(),
             "threads": args.threads,
-            "load_average": os.getloadavg(),  # above the threads' number, the seconds mean little
+            "load_average": os.getloadavg(),  # above the number of threads, the seconds are unreliable
             "parts": [asdict(comparison) for comparison in comparisons],
         }
         args.output.write_text(json.dumps(figures, indent=2) + "\n")

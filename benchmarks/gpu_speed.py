@@ -1,18 +1,18 @@
-"""On a CUDA GPU: a guided UNet step and a whole call, ours beside diffusers as it comes and compiled.
+"""Measure a guided UNet step and a whole call on a CUDA GPU: retouch, and diffusers plain and compiled.
 
-Stable Diffusion 1.5 inpainting at 512x512 and SDXL at 1024x1024, full size with seeded random weights, 20
-steps with guidance. Each contender is a process of its own and loads the same files. Compiled is by
-diffusers' own guide: channels-last, UNet and decoder compiled with fullgraph. Medians; a step's PSNR is
-against diffusers in float32, a picture's against diffusers in the same dtype. What the first step and the
-first call take together, and the GPU's memory (what the process reserved at its peak), too. A contender that
-fails is said to, and the others go on.
+The models are full-size Stable Diffusion 1.5 for inpainting at 512x512 and SDXL at 1024x1024, with seeded
+random weights, 20 steps and guidance. Each contender is its own process and loads the same files. "Compiled"
+follows diffusers' own guide: channels-last, UNet and decoder compiled with fullgraph. Reports medians, the
+time of the first step and the first call together, and the peak of reserved GPU memory. The PSNR of a step is
+against diffusers in float32, that of a picture against diffusers in the same dtype. If a contender fails, its
+row says so and the others continue.
 
-    python benchmarks/gpu_speed.py                           # both, some minutes each
+    python benchmarks/gpu_speed.py                           # both families, some minutes each
     python benchmarks/gpu_speed.py sd15 --quick
-    python benchmarks/gpu_speed.py --device cpu --tiny       # a rehearsal, whose figures mean nothing
+    python benchmarks/gpu_speed.py --device cpu --tiny       # tests the script; the figures mean nothing
 
-It needs 2 GB of disk for SD 1.5 and 7 GB for SDXL in the temporary folder, or in --folder, where it is kept;
-float32 of SDXL takes 12 GB of the GPU.
+It needs 2 GB of disk space for SD 1.5 and 7 GB for SDXL in the temporary folder, or in --folder, which is
+kept; SDXL in float32 needs 12 GB of GPU memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CONTENDERS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What all contenders have in common."""
+    """The settings that all contenders share."""
 
     folder: Path
     device: str
@@ -77,7 +77,7 @@ class Settings:
 
 @dataclass
 class Measured:
-    """Medians in milliseconds and seconds; None where a contender has no such thing."""
+    """Medians in milliseconds and seconds; None where a figure does not apply."""
 
     family: str
     contender: str
@@ -91,7 +91,7 @@ class Measured:
 
 
 def prepare(family: str, folder: Path, is_tiny: bool) -> None:
-    """The checkpoint, unless it is there."""
+    """Write the checkpoint, unless it exists."""
     if (folder / "model_index.json").is_file():
         return
     threads = torch.get_num_threads()
@@ -142,7 +142,7 @@ def _prepare_sdxl_text(folder: Path) -> None:
 
 
 def loaded(family: str, contender: str, settings: Settings) -> Any:
-    """The pipeline on the device."""
+    """Load the pipeline onto the device."""
     dtype = torch.float32 if contender == TRUTH else getattr(torch, settings.dtype)
     if contender.startswith("retouch"):
         import retouch
@@ -171,7 +171,7 @@ def loaded(family: str, contender: str, settings: Settings) -> Any:
 
 
 def step_of(pipeline: Any, contender: str, settings: Settings) -> Callable[[], torch.Tensor]:
-    """A guided evaluation of the UNet, as a call of the pipeline makes it."""
+    """Return a function that evaluates the UNet with guidance, as a pipeline's call does."""
     model, config = pipeline.unet, pipeline.unet.config
     draw = torch.Generator().manual_seed(0)
     dtype = torch.float32 if contender == TRUTH else getattr(torch, settings.dtype)
@@ -196,7 +196,7 @@ def step_of(pipeline: Any, contender: str, settings: Settings) -> Callable[[], t
 
 
 def measure(family: str, contender: str, settings: Settings) -> tuple[Measured, Any, Any]:
-    """Its figures, the step's result and the picture."""
+    """Return the figures of a contender, the result of its step and its picture."""
     if settings.is_tiny and settings.device == "cpu":
         _record_on_the_cpu()
     is_gpu = settings.device.startswith("cuda")
@@ -249,14 +249,12 @@ def measure(family: str, contender: str, settings: Settings) -> tuple[Measured, 
 
         mine = graphs._recordings[pipeline.unet]
         if mine.is_futile or not any(mine.kinds.values()):
-            raise SystemExit(
-                "Nothing was recorded, so this would not measure what it says; see above for why."
-            )
+            raise SystemExit("No graph was recorded, so there is nothing to measure; the log above says why.")
     return row, result if result is None else result.numpy(), picture
 
 
 def _record_on_the_cpu() -> None:
-    """With the stand-in of the tests, so that a rehearsal takes the same way."""
+    """Use the tests' stand-in for CUDA graphs, so that a test on a CPU runs the same code."""
     from recorded_ops import OpRecorder
 
     from retouch.models.prepared import graphs, prepare as preparation
@@ -277,7 +275,7 @@ def compare(family: str, contenders: list[str], settings: Settings) -> list[Meas
     for contender in contenders:
         try:
             row, result, picture = alone(measure, family, contender, settings)
-        except Exception as error:  # out of memory, most of all
+        except Exception as error:  # mostly out of memory
             row, result, picture = Measured(family, contender, failure=str(error)), None, None
         if contender == TRUTH:
             truth = result
@@ -330,11 +328,13 @@ def main() -> None:
     parser.add_argument("families", nargs="*", metavar="family", help=f"of {', '.join(SIDES)}")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
-    parser.add_argument("--mode", default="reduce-overhead", help="of torch.compile, or max-autotune")
+    parser.add_argument(
+        "--mode", default="reduce-overhead", help="mode of torch.compile, for example max-autotune"
+    )
     parser.add_argument("--quick", action="store_true", help="two repeats of each instead of seven")
-    parser.add_argument("--tiny", action="store_true", help="networks of some kilobytes, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks, to test the script")
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints go and stay")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are written and kept")
     parser.add_argument("--output", type=Path, help="a JSON file (default: results/gpu_speed.json)")
     given = parser.parse_args()
     families = given.families or list(SIDES)
@@ -344,7 +344,7 @@ def main() -> None:
         raise SystemExit(
             f"This measures on a CUDA GPU, and torch {torch.__version__} finds none. Run it on a machine "
             "with one, its driver and a torch that was built for CUDA (nvidia-smi and torch.version.cuda say "
-            "what is there). To try the script itself: --device cpu --tiny."
+            "what is installed). To test the script itself: --device cpu --tiny."
         )
     if not given.device.startswith("cuda") and not given.tiny:
         parser.error(f"--device {given.device} goes with --tiny only: full-size networks are for a GPU.")

@@ -1,7 +1,7 @@
-"""How long does Kandinsky's hole take to grow, by the reference's loop over pixels and by our one operation?
+"""Measure the growing of Kandinsky's mask by the reference's loop over pixels and by our single operation.
 
-Both get the same masks, and must give the same result. The pipelines grow masks of the latents' size, an
-eighth of the picture's; 1024 is what a mask of a picture of that size would take.
+Both get the same masks and must give the same result. Pipelines grow masks at the latents' size, an eighth of
+the picture's.
 
     python benchmarks/grow_hole.py --sides 128 1024 --output result.json
 """
@@ -26,7 +26,7 @@ from retouch.pipelines.kandinsky22 import grow
 
 @dataclass(frozen=True)
 class Timed:
-    """The seconds of one mask, the least of several tries for ours."""
+    """The seconds for one mask; ours are the minimum of several runs."""
 
     side: int
     share_of_hole: float
@@ -39,7 +39,7 @@ class Timed:
 
 
 def hole(side: int, share: float, seed: int) -> Tensor:
-    """Discs until so much of the square is white."""
+    """Return a square mask with random discs until this share of it is white."""
     draw = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     mask = torch.zeros(1, 1, side, side)
@@ -71,7 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 1024])
-    parser.add_argument("--share", type=float, default=0.25, help="of the mask that is white")
+    parser.add_argument("--share", type=float, default=0.25, help="share of the mask that is white")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""A small classifier that says which of the known names a picture shows: the judge of painted objects.
+"""A small classifier that recognises the known names in pictures, for judging painted objects.
 
-It learns from the cut-outs that the checkpoint learnt from, pasted on the training backgrounds, and is itself
-tested on backgrounds that neither of them saw. It knows nothing of what is no name, and it is kinder than a
-person: colour alone tells many names apart.
+It is trained on the same cut-outs as the checkpoint, pasted on the training backgrounds, and tested on
+backgrounds that neither has seen. It knows only these names, and it is more lenient than a person, because
+many names differ in colour alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PEAK = 3e-3
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, given: int, made: int, stride: int):
         super().__init__()
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pixels from -1 to 1, (n, 3, 128, 128), to one score for each name."""
+    """A network from pixels of -1 to 1, (n, 3, 128, 128), to one score for each name."""
 
     def __init__(self, names: int = len(NAMES)):
         super().__init__()
@@ -68,7 +68,7 @@ class Classifier(nn.Module):
 
 
 def composites(composer: Composer, numbers: range, rough: bool = False) -> tuple[Tensor, Tensor]:
-    """Pixels and names of samples; `rough` blurs and grains some of them, as painting does."""
+    """Return the pixels and names of samples; `rough` adds blur and grain, as painting does."""
     pictures, labels = [], []
     for number in numbers:
         sample = composer.sample(number, empty=0)
@@ -111,7 +111,7 @@ def train(state: Path, steps: int = STEPS, log: bool = False) -> Classifier:
 
 
 def load_or_train(state: Path, cache: Path) -> Classifier:
-    """The classifier that the cache folder holds, or a new one, put there. About 6 minutes on two cores."""
+    """Load the classifier from the cache folder, or train and save one (6 minutes on two cores)."""
     file = cache / "classifier.pt"
     if file.exists():
         network = Classifier()
@@ -127,7 +127,7 @@ def load_or_train(state: Path, cache: Path) -> Classifier:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the classifier said of pictures that should show `wanted`."""
+    """The classifier's answers for pictures that should show `wanted`."""
 
     wanted: Tensor  # (n,)
     ranked: Tensor  # (n, names), best first
@@ -146,7 +146,7 @@ class Answers:
         }
 
     def taken_for(self, word: str) -> dict[str, int]:
-        """What a name was taken for instead, most often first."""
+        """Return the names that were confused with this one, most frequent first."""
         index = next(index for index, name in enumerate(NAMES) if name.word == word)
         said = self.ranked[self.wanted == index, 0].tolist()
         others = [NAMES[answer].word for answer in said if answer != index]
@@ -160,7 +160,7 @@ def judge(network: Classifier, pixels: Tensor, wanted: Tensor) -> Answers:
 
 
 def on_new_backgrounds(state: Path, size: int = SIDE, seed: int = 8) -> Composer:
-    """Composes the known cut-outs, which are all that the checkpoint can paint, on held-out backgrounds."""
+    """Return a composer that pastes the training cut-outs on held-out backgrounds."""
     known, held_out = Pictures.load(state), Pictures.load(state, held_out=True)
     return Composer(replace(held_out, objects=known.objects), size, seed=seed)
 

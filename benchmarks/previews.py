@@ -1,8 +1,9 @@
-"""What a preview costs and how far it is from the exact picture: a tiny decoder, and a linear map.
+"""Measure the time of previews and their distance from the exact picture, for a tiny decoder and a linear
+map.
 
-Runs of the built-in checkpoint on photos that it was never trained on: each step is decoded by the VAE, by
-the preview decoder and by the linear map, in turns. Then Stable Diffusion's decoders in full size with random
-weights, for the time alone. The processor's seconds, one thread. Needs the state folder of training.
+Runs the built-in checkpoint on photos that it was never trained on, and decodes each step with the VAE, the
+preview decoder and the linear map in turns. Then measures the time of Stable Diffusion's full-size decoders
+with random weights. Reports CPU seconds on one thread. Needs the state folder of training.
 
     python -m benchmarks.previews --state FOLDER [--quick] [--output result.json] [--pictures FOLDER]
 """
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 WORDS = ("apple", "cat", "car", "mushroom", "sailboat", "tree", "rocket", "rose")
 WAYS = ("exact", "tiny", "linear")
 SHOWN = (4, 8, 10, 12)  # steps on the sheet
-# Stable Diffusion's autoencoder; the tiny one for it, TAESD, is what its class makes by default.
+# Stable Diffusion's autoencoder. AutoencoderTiny's defaults are TAESD, the tiny one for it.
 FULL: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -52,7 +53,7 @@ FULL: dict[str, Any] = {
 
 
 class Watched:
-    """Every step of a run in three ways, with the time that each took."""
+    """Every step of some runs, decoded in three ways, with the times."""
 
     def __init__(self, state: Path, dtype: str, count: int):
         load = retouch.AutoPipelineForInpainting.from_pretrained
@@ -69,7 +70,7 @@ class Watched:
 
     @torch.no_grad()
     def _run(self, pictures: Pictures, number: int) -> dict[str, Any]:
-        """Pixels, (step, 3, height, width), and seconds of each way; also those of a step itself."""
+        """Return the pixels (step, 3, height, width) and seconds of each way, and the seconds of a step."""
         picture, hole = framed(*photo_and_hole(pictures, 70_000 + number))
         seconds: dict[str, list[float]] = {way: [] for way in (*WAYS, "step")}
         pixels: dict[str, list[Tensor]] = {way: [] for way in WAYS}
@@ -94,14 +95,14 @@ class Watched:
         return {"seconds": seconds, "pixels": {way: torch.cat(pixels[way]) for way in WAYS}}
 
     def milliseconds(self) -> dict[str, float]:
-        """Median of a picture, and of a step."""
+        """Return the median for a picture by each way, and for a step."""
         return {
             way: 1000 * statistics.median(value for run in self.runs for value in run["seconds"][way])
             for way in (*WAYS, "step")
         }
 
     def closeness(self) -> dict[str, dict[str, list[float]]]:
-        """To the exact picture, at each step, over all runs."""
+        """Return PSNR and SSIM to the exact picture at each step, over all runs."""
         exact = self._stacked("exact")
         return {
             way: {
@@ -118,7 +119,7 @@ class Watched:
         return torch.stack([run["pixels"][way] for run in self.runs], dim=1)  # (step, run, 3, ...)
 
     def sheet(self, path: Path, count: int = 2) -> None:
-        """Steps side by side, a row for each way."""
+        """Write a sheet with steps side by side and a row for each way."""
         cells, captions = [], []
         for run in self.runs[:count]:
             for way in WAYS:
@@ -130,7 +131,7 @@ class Watched:
 
 @torch.no_grad()
 def full_size(dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Seconds for a picture of 512x512, from latents of 64x64."""
+    """Return the seconds for decoding a picture of 512x512 from latents of 64x64."""
     torch.manual_seed(0)
     vae, tiny = (prepare(model.to(dtype).eval()) for model in (AutoencoderKL(**FULL), AutoencoderTiny()))
     latents = torch.randn(1, 4, 64, 64, dtype=dtype)
@@ -144,7 +145,7 @@ def full_size(dtype: torch.dtype, repeats: int) -> dict[str, float]:
 
 
 def timed(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median of each, taken in turns after a first one that counts for nothing."""
+    """Return the median of each, measured in turns after a warm-up."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats + 1):
         for way, compute in ways.items():
@@ -163,7 +164,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--state", type=Path, default=default_state(), help="the state folder of training")
-    parser.add_argument("--quick", action="store_true", help="two runs in place of eight")
+    parser.add_argument("--quick", action="store_true", help="two runs instead of eight")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "previews.json")
     parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "pictures")
     given = parser.parse_args()

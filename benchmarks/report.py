@@ -1,4 +1,4 @@
-"""What the measurements on a trained checkpoint have in common: options, inputs, and how they report."""
+"""Common parts of the benchmarks on a trained checkpoint: options, inputs and reports."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 from full_size_check import machine  # noqa: E402
 from published_configs import UNETS  # noqa: E402
 
-# Things that the built-in checkpoint knows, and no thing.
+# Names that the built-in checkpoint knows, and an empty prompt.
 PROMPTS = ("a sailboat", "a red apple", "a cat", "a car", "a tree", "a mushroom", "a rocket", "")
 
 
 def asked(description: str | None, name: str, *, quick: str, large: str) -> argparse.Namespace:
-    """What was asked for on the command line; `quick` and `large` say what those do."""
+    """Parse the command line; `quick` and `large` are the help texts of these options."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,19 +39,19 @@ def asked(description: str | None, name: str, *, quick: str, large: str) -> argp
 
 
 def circumstances(given: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on besides; the machine is printed, too."""
+    """Print the machine, and return the facts that the figures depend on."""
     print(f"{machine()}, one thread")
     return {"machine": machine(), "load_average": os.getloadavg(), "model": Path(given.model).name}
 
 
 def large_unet() -> UNet2DConditionModel:
-    """SD 1.5's for inpainting in full size, in bfloat16, from seeded random weights."""
+    """Make SD 1.5's full-size inpainting UNet in bfloat16 with seeded random weights."""
     torch.manual_seed(0)
     return prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table in Markdown, each row as soon as it is there."""
+    """Print a Markdown table, each row as soon as it is measured."""
     print("", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |", flush=True)

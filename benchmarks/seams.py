@@ -1,11 +1,11 @@
-"""Seams: how visible the edge of a repainted part is, by the ways of putting it back.
+"""Measure the seams that different ways of joining leave around a repainted part.
 
-What a model would paint is simulated, so that only the joining is compared and the truth is known: what an
-autoencoder does to a picture (a little blur and noise, a gain and a shift of colours that differs from place
-to place), with the original's own content in the hole, with something that continues the surroundings, or
-with content that does not fit. Photos are generated; more come from a folder of name.png and name_mask.png.
+The model's output is simulated, so that only the joining is compared and the truth is known. The simulation
+applies the effect of an autoencoder (a little blur and noise, a gain, and a shift of colours that varies over
+the picture). The hole has the original's own content, a continuation of the surroundings, or content that
+does not fit. Photos are generated; more can come from a folder with name.png and name_mask.png.
 
-The seam is taken at the mask's edge and at the middle of our feather outside of it; the worse one counts.
+The seam is measured at the mask's edge and in the middle of our feather outside of it; the worse one counts.
 
     python benchmarks/seams.py [--pictures FOLDER] [--sheet seams.png]
 """
@@ -28,7 +28,7 @@ from retouch.images.overlay import apply_overlay
 from retouch.images.seam import seam_score
 
 WORKING = 512
-Model = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels and hole at the working size to pixels
+Model = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels and mask at the working size -> pixels
 
 
 def autoencoded(pixels: np.ndarray, amount: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def same(amount: float) -> Model:
 
 
 def continued(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The surroundings' smooth continuation with their own grain, as erasing gives it."""
+    """Return a smooth continuation of the surroundings with their grain, as erasing makes it."""
     filled = fill_hole(pixels, hole, "blur").astype(np.float32)
     grain = np.abs(pixels - cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 2))[~hole].mean() * 1.25
     noise = cv2.GaussianBlur(
@@ -60,7 +60,7 @@ def continued(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def misfit(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Something else up to the edge: the picture upside down."""
+    """Return content that does not fit: the picture upside down."""
     return autoencoded(np.where(hole[..., None], pixels[::-1], pixels), 1)
 
 
@@ -73,14 +73,14 @@ MODELS: dict[str, Model] = {
 
 
 def repainted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What a model paints anew: whole latents, of those that are meant to be painted more than kept."""
+    """Return the pixels that a model repaints: whole latents whose mask is at least one half."""
     levels = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     cells = levels.reshape(size[1] // 8, 8, size[0] // 8, 8).max(axis=(1, 3)) >= 0.5
     return np.kron(cells, np.ones((8, 8))) > 0
 
 
 def whole(photo: Image.Image, mask: Image.Image, model: Model) -> Image.Image:
-    """What a pipeline makes of the whole photo."""
+    """Simulate a pipeline on the whole photo."""
     width, height = (side // 8 * 8 for side in photo.size)
     pixels = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
     hole = repainted(np.asarray(mask) / 255, (width, height))
@@ -146,7 +146,7 @@ WAYS: dict[str, Callable[..., Image.Image]] = {
 
 
 def generated() -> dict[str, tuple[Image.Image, Image.Image]]:
-    """A sky, a texture, stripes and a larger scene, each with a blob to repaint."""
+    """Return a sky, a texture, stripes and a larger scene, each with a mask."""
     draw = np.random.default_rng(0)
     across, down = np.meshgrid(np.arange(512.0), np.arange(512.0))
     sky = np.stack([90 + down / 6, 130 + down / 8, 190 + down / 12], axis=-1) + draw.normal(
@@ -185,14 +185,14 @@ def worst_seam(result: Image.Image, photo: Image.Image, mask: Image.Image) -> fl
 
 
 def shift_left(result: Image.Image, photo: Image.Image, mask: Image.Image) -> float:
-    """Levels by which the colours in the hole are off, where its content is the photo's own."""
+    """Return the error of the colours in the hole, in levels, where its content is the photo's own."""
     first, second = (cv2.GaussianBlur(np.asarray(each, np.float32), (0, 0), 3) for each in (result, photo))
     inside = cv2.erode(np.asarray(mask), np.ones((5, 5))) > 0
     return float(np.abs(first - second)[inside].mean())
 
 
 def old_left(result: Image.Image, photo: Image.Image, mask: Image.Image) -> float:
-    """The share of the photo's own detail that is still in the hole, where it should be gone."""
+    """Return the share of the photo's own detail that is left in the hole, where it should be gone."""
     inside = np.asarray(mask) > 0
     new, old = (
         (pixels - cv2.GaussianBlur(pixels, (0, 0), 3))[inside]
@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write a picture with all results")
     given = parser.parse_args()
     photos = generated() | (from_folder(given.pictures) if given.pictures else {})
-    print(f"mean of {len(photos)} photos; the first columns are seams, of which 1 is none")
-    print(f"| way | {' | '.join(MODELS)} | levels off | old left |")
+    print(f"mean of {len(photos)} photos; the first columns are seams, 1 means no seam")
+    print(f"| method | {' | '.join(MODELS)} | colour error | old detail left |")
     print("|---" * (len(MODELS) + 3) + "|")
     results = {}
     for name, way in WAYS.items():

@@ -1,10 +1,10 @@
-"""A guided step with what both sides of the guidance have in common computed once, and twice.
+"""Measure a guided step with the common part of both halves of the guidance computed once, and twice.
 
-That is what a UNet does between its first convolution and its first attention to the text. A prepared UNet
-of the built-in checkpoint (or --model) and, with --large, SD 1.5's for inpainting at 512x512, full size,
-seeded random weights, in bfloat16 on one thread; with all levels, and with deep features reused. Seconds are
-the processor's, in turns, medians; the ratio is the median of the pairs'. Then what could be kept for a whole
-call: the layers that see only the text, or only the time.
+The common part is everything in a UNet before its first attention to the text. Measures the optimized UNet of
+the built-in checkpoint (or --model) and, with --large, SD 1.5's full-size inpainting UNet at 512x512 with
+seeded random weights, in bfloat16 on one thread, with all levels and with deep features reused. Reports
+medians of CPU seconds, measured in turns, and the median of the ratios of pairs. Also measures the layers
+whose results could be kept for a whole call: those that see only the text, or only the time.
 
     python benchmarks/sides_of_guidance.py [--quick] [--large] [--output result.json]
 """
@@ -21,7 +21,7 @@ from report import asked, circumstances, large_unet, print_table, write
 
 import retouch
 
-WAYS = {"once": 2, "twice": 1}  # in how many copies the UNet is told that the latents are
+WAYS = {"once": 2, "twice": 1}  # `copies`: how many equal copies of the latents the batch has
 SIDES = {"built-in": 16, "SD 1.5": 64}  # of the latents
 
 
@@ -33,12 +33,12 @@ class Row:
     twice: float
     ratio: float
     worst_difference: float  # of the prediction, relative to its largest value
-    text_alone: float  # seconds in layers that see the text alone
+    text_alone: float  # seconds in layers that see only the text
     time_alone: float
 
 
 def alone(unet: Any, suffixes: tuple[str, ...], given: torch.Tensor) -> float:
-    """What layers take by themselves, with their weights out of the cache."""
+    """Return the seconds of some layers by themselves, with their weights not in the CPU cache."""
     layers = [layer for name, layer in unet.named_modules() if name.endswith(suffixes)]
     flush = torch.empty(2**26, dtype=torch.uint8)
     taken = []

@@ -1,9 +1,9 @@
-"""What the words of `speed` and each switch behind them save, and what they change in the picture.
+"""Measure the time that each speed preset and option saves, and how much it changes the picture.
 
-Edits of one photo by a trained checkpoint (the built-in one, or --model), each setting beside our own exact
-result from the same seed: the processor's seconds for the call, one thread; PSNR and the worst pixel in the
-hole. Two yardsticks: the same edit in bfloat16, and with another seed. With --large also a step of SD 1.5's
-UNet in full size, from seeded random weights: what is saved there shows, but not what it does to pictures.
+Edits one photo with a trained checkpoint (the built-in one, or --model), and compares each setting with our
+exact result for the same seed: CPU seconds for the call on one thread, PSNR and the worst pixel in the hole.
+For scale, the same edit is made in bfloat16 and with another seed. --large adds a step of SD 1.5's full-size
+UNet with seeded random weights, which shows the saved time but not the effect on pictures.
 
     python benchmarks/speed_words.py [--quick] [--large] [--model FOLDER] [--output result.json]
 
@@ -56,12 +56,12 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Row:
-    """A setting, over all edits."""
+    """The figures of a setting, over all edits."""
 
     setting: str
-    seconds: float  # of the processor, median of an edit
+    seconds: float  # CPU time, median over edits
     times_as_fast: float
-    psnr_in_hole: float  # of the mean square error of all holes, dB
+    psnr_in_hole: float  # from the mean square error over all holes, dB
     psnr_of_each: list[float]
     worst_pixel: int  # largest difference of one value, of 255
 
@@ -74,9 +74,9 @@ class Painted:
 
 
 def paint(editor: Editor, index: int, seed: int = 0, **options: Any) -> Painted:
-    """One edit, by an editor that has kept nothing of the last."""
+    """Make one edit with an editor that has an empty cache."""
     fresh = Editor(editor.pipeline, editor.model, show_progress=False)
-    fresh._rounded = editor._rounded  # but for weights in 8 bits, which are made once
+    fresh._rounded = editor._rounded  # the UNet in 8 bits is made only once
     box, prompt = BOXES[index % len(BOXES)], PROMPTS[index % len(PROMPTS)]
     start = time.process_time()
     edit = fresh.inpaint(photo(), box, prompt, seed=100 * seed + index, **options)
@@ -108,7 +108,7 @@ def row_of(setting: str, exact: list[Painted], found: list[Painted]) -> Row:
 
 
 def words(model: str, count: int) -> list[Row]:
-    """A row for each setting; the edits are made in turns, so that they share what else the machine does."""
+    """Return a row for each setting. Settings take turns, so that other load affects all equally."""
     editor = retouch.load(model, device="cpu", dtype="float32", progress=False)
     half = retouch.load(model, device="cpu", dtype="bfloat16", progress=False)
     if int8.is_available():
@@ -136,13 +136,13 @@ def words(model: str, count: int) -> list[Row]:
             for row in rows
         ],
     )
-    if model == "builtin" and count == len(PROMPTS):  # the page shows all of them
+    if model == "builtin" and count == len(PROMPTS):  # the page shows all edits
         sheet(found).save(SHEET, quality=80)
     return rows
 
 
 def sheet(found: dict[str, list[Painted]]) -> Image.Image:
-    """What each setting painted: a row for each, with some of the photo around the holes."""
+    """Write a sheet with a row for each setting, showing the holes and their surroundings."""
     cell, label = 112, 210
     edits = found["exact"]
     page = Image.new("RGB", (label + cell * len(edits), cell * len(SHOWN)), "white")
@@ -161,7 +161,7 @@ def sheet(found: dict[str, list[Painted]]) -> Image.Image:
 
 @torch.no_grad()
 def large(repeats: int) -> dict[str, float]:
-    """The processor's seconds for a step of SD 1.5's inpainting UNet at 512x512, by what is left out."""
+    """Return the CPU seconds for a step of SD 1.5's inpainting UNet at 512x512, for each shortcut."""
     unet = large_unet()
     latents, text = torch.randn(2, 9, 64, 64).bfloat16(), torch.randn(2, 77, 768).bfloat16()
     timestep = torch.tensor(501)
@@ -202,8 +202,8 @@ def main() -> None:
     given = asked(
         __doc__,
         "speed_words",
-        quick="two edits in place of eight",
-        large="a step of SD 1.5's UNet too (takes 4 GB)",
+        quick="two edits instead of eight",
+        large="also a step of SD 1.5's UNet (needs 4 GB)",
     )
     torch.set_num_threads(1)
     figures = circumstances(given)

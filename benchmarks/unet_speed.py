@@ -1,16 +1,16 @@
-"""How fast the networks themselves are: ours prepared and plain, diffusers, OpenVINO, in one run.
+"""Measure the networks alone: retouch optimized and plain, diffusers and OpenVINO, in one run.
 
-Full size, seeded random weights, saved once by diffusers and loaded by all. Each contender is a process of
-its own that waits for its turn; rounds go around all of them, so that whatever else the machine does hits
-all alike. Medians; PSNR is against diffusers in float32. Seconds to load and to the first result, and peaks
-of memory, too.
+The networks have full size and seeded random weights, saved once by diffusers and loaded by all. Each
+contender is its own process and waits for its turn; every round runs all of them, so that other load on the
+machine affects all equally. Reports medians, PSNR against diffusers in float32, the seconds for loading and
+for the first result, and memory peaks.
 
     python benchmarks/unet_speed.py                         # all parts, some minutes each
     python benchmarks/unet_speed.py unet --quick            # one part, two rounds
     python benchmarks/unet_speed.py vae-decode unet --openvino /path/to/venv/bin/python
 
-OpenVINO takes part where --openvino names a Python that has it; what it makes of the weights is kept in
---folder (4 GB for each part, 15 GB for SDXL's). `--cpu-time --threads 1` is for a machine with other work.
+OpenVINO is included if --openvino names a Python that has it; its converted weights are kept in --folder (4
+GB for each part, 15 GB for SDXL's). Use `--cpu-time --threads 1` on a busy machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESULTS = HERE / "results" / "unet_speed.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to compute, and in which precisions."""
+    """A network to measure, with its inputs and precisions."""
 
     family: str  # of full_size_check.py
     network: str
@@ -85,7 +85,7 @@ def inputs_of(part: Part) -> dict[str, Any]:
 
 
 def memory(key: str) -> float:
-    """This process's peak (VmHWM) or present (VmRSS) memory, in GB."""
+    """Return the peak (VmHWM) or current (VmRSS) memory of this process, in GB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1e6
@@ -96,7 +96,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-# Contenders: each gives a function from nothing to the result.
+# Each contender is a function without arguments that returns the result.
 
 
 def with_torch(part: Part, contender: str, precision: str, folder: Path) -> Callable[[], Any]:
@@ -125,7 +125,7 @@ def with_torch(part: Part, contender: str, precision: str, folder: Path) -> Call
 
 
 def called(model: Any, part: Part) -> Callable[..., Any]:
-    """The model as a function of the part's inputs alone."""
+    """Return the model as a function of the part's inputs."""
     import torch
 
     timestep = torch.tensor(501)
@@ -150,7 +150,7 @@ def with_openvino(part: Part, precision: str, threads: int, folder: Path) -> Cal
     core = openvino.Core()
     hints: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     if precision == "float32":
-        hints["INFERENCE_PRECISION_HINT"] = "f32"  # without, it takes what is fastest
+        hints["INFERENCE_PRECISION_HINT"] = "f32"  # otherwise it chooses the fastest precision
     compiled = core.compile_model(converted(part, folder), "CPU", hints)
     given = list(inputs_of(part).values())
     return lambda: compiled(given)[0]
@@ -161,7 +161,7 @@ def converted(part: Part, folder: Path) -> Path:
 
 
 def convert(part: Part, folder: Path, openvino_python: str) -> None:
-    """What OpenVINO makes of diffusers' network; it needs both libraries, so both are on the path."""
+    """Convert diffusers' network for OpenVINO; both libraries must be on the path."""
     packages = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     sys.path.append(subprocess.check_output([openvino_python, "-c", packages], text=True).strip())
     import diffusers
@@ -169,14 +169,14 @@ def convert(part: Part, folder: Path, openvino_python: str) -> None:
     import torch
     from full_size_check import CLASSES
 
-    is_large = part.family == "sdxl"  # in float32 it would take 24 GB to convert
+    is_large = part.family == "sdxl"  # converting it in float32 would need 24 GB
     model = getattr(diffusers, CLASSES[part.network][0]).from_pretrained(  # type: ignore[index]
         folder / part.network, torch_dtype=torch.float16 if is_large else torch.float32
     )
     if is_large:
         from openvino.frontend.pytorch import patch_model
 
-        getattr(patch_model, "__make_16bit_traceable")(model)  # as its own exporters do
+        getattr(patch_model, "__make_16bit_traceable")(model)  # as OpenVINO's own exporters do
     function = called(model, part)
 
     class Alone(torch.nn.Module):
@@ -196,7 +196,7 @@ def convert(part: Part, folder: Path, openvino_python: str) -> None:
 
 
 def work(part: Part, contender: str, precision: str, threads: int, folder: Path, cpu_time: bool) -> None:
-    """A contender's process: one line of JSON for each line that comes in."""
+    """Run a contender's process: answer each input line with one line of JSON."""
     clock = time.process_time if cpu_time else time.perf_counter
     if contender != "openvino":
         import torch
@@ -223,7 +223,7 @@ def work(part: Part, contender: str, precision: str, threads: int, folder: Path,
 
 
 def as_in_a_call(contender: str) -> AbstractContextManager[None]:
-    """What a pipeline's call does around its work for models that are prepared."""
+    """Return the context in which a pipeline calls optimized models."""
     if contender != "prepared":
         return nullcontext()
     from retouch.models.prepared.allocator import keeping_blocks
@@ -232,7 +232,7 @@ def as_in_a_call(contender: str) -> AbstractContextManager[None]:
 
 
 class Contender:
-    """The process of one, seen from the run that compares them."""
+    """A contender's process, controlled by the comparing process."""
 
     def __init__(self, name: str, part_name: str, precision: str, args: argparse.Namespace) -> None:
         self.name, self.precision, self.seconds, self.peaks = name, precision, [], []
@@ -251,9 +251,9 @@ class Contender:
     def _answer(self) -> Any:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith("{"):  # libraries print, too
+            if line.startswith("{"):  # libraries print other lines
                 return json.loads(line)
-        raise SystemExit(f"{self.name} in {self.precision} ended without an answer; what it said is above.")
+        raise SystemExit(f"{self.name} in {self.precision} ended without an answer; its output is above.")
 
     def run(self, save: Path | None = None) -> float:
         assert self.process.stdin is not None
@@ -274,7 +274,7 @@ def compare(part_name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rounds = min(2, part.rounds) if args.quick else part.rounds
     truth: Any = None
     rows = []
-    # float32 first: its first contender gives what all are compared with.
+    # float32 comes first: its first contender is the reference for PSNR.
     for precision in sorted(part.precisions, reverse=True):
         names = ["diffusers", *(["plain"] if part.with_plain else []), "prepared"]
         if args.openvino and part.with_openvino:
@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "retouch-unet-speed")
     parser.add_argument("--openvino", help="a Python that has OpenVINO")
     parser.add_argument("--contenders", nargs="*", default=["diffusers", "plain", "prepared", "openvino"])
-    parser.add_argument("--cpu-time", action="store_true", help="count what the processor does")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
@@ -349,7 +349,7 @@ def main() -> None:
 
 
 def make_ready(name: str, args: argparse.Namespace) -> None:
-    """Weights, and OpenVINO's version of them, unless they are there."""
+    """Write the weights and OpenVINO's version of them, unless they exist."""
     from full_size_check import FAMILIES, alone, build
 
     part = PARTS[name]
@@ -371,7 +371,7 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "machine": machine(),
         "threads": args.threads,
         "clock": "cpu time" if args.cpu_time else "wall",
-        "load_average": os.getloadavg(),  # above the threads' number, the seconds mean little
+        "load_average": os.getloadavg(),  # above the number of threads, the seconds are unreliable
         "python": platform.python_version(),
         "rows": [row for row in known if row["part"] not in done] + rows,
     }
