@@ -1,7 +1,8 @@
 """The kinds of checkpoints that were published as one file in the original layout: their parts and settings.
 
 A file of this layout holds tensors alone, so the settings that a hub repository has in its config.json files
-are here, as published there. Settings that are the defaults of our configs are left out. Nothing is read here.
+are here, as published there. Settings that are the defaults of our configs are left out. Nothing is read
+here.
 """
 
 from __future__ import annotations

@@ -36,21 +36,23 @@ __all__ = [*_MODULES, "by_name"]
 
 
 def by_name(class_name: str) -> type[Scheduler]:
-    """The scheduler class of that name, as a model_index.json or a scheduler_config.json gives it."""
+    """Return the scheduler class of a name in model_index.json or scheduler_config.json."""
     if class_name not in _MODULES:
         raise ConfigError(
-            f"There is no scheduler {class_name!r}. Known: {', '.join(_MODULES)}. Use one of them, with "
-            f"its from_config on the settings of the one you have."
+            f"There is no scheduler {class_name!r}. Known: {', '.join(_MODULES)}. Use one of them; its "
+            f"from_config takes over the settings of yours."
         )
     return getattr(import_module(f"retouch.schedulers.{_MODULES[class_name]}"), class_name)
 
 
-def those_accepting(what: str) -> list[str]:
+def names_accepting(schedule: str) -> list[str]:
     """Return the names of the diffusion schedulers that take custom "timesteps" or "sigmas"."""
     from retouch.schedulers.diffusion import DiffusionScheduler
 
     makers = [by_name(name) for name in _MODULES]
-    return [make.__name__ for make in makers if issubclass(make, DiffusionScheduler) and what in make.accepts]
+    return [
+        make.__name__ for make in makers if issubclass(make, DiffusionScheduler) and schedule in make.accepts
+    ]
 
 
 def __getattr__(name: str) -> Any:

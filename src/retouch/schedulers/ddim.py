@@ -1,4 +1,4 @@
-"""DDIM (arXiv:2010.02502): a deterministic step, with noise added back as far as `eta` says."""
+"""DDIM (arXiv:2010.02502): a deterministic step, to which `eta` adds noise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class DDIMPlan(AlphaPlan):
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         kind, train_steps = self.settings["prediction_type"], self.settings["num_train_timesteps"]
         timestep = int(self.timestep_values[step.index])
-        # Not the next timestep of the plan: checkpoints are used with this fixed stride, which differs
-        # from it where the spacing does not divide evenly.
+        # Checkpoints are used with this fixed stride. It differs from the plan's next timestep where the
+        # spacing does not divide evenly.
         alpha, alpha_after = self.alpha(timestep), self.alpha(timestep - train_steps // len(self.steps))
         signal, noise = alpha**0.5, (1 - alpha) ** 0.5
         original = predicted_original(kind, prediction, latents, signal, noise)

@@ -26,23 +26,23 @@ class DDPMPlan(AlphaPlan):
         timestep = int(self.timestep_values[step.index])
         after = self.timestep_after(step)
         alpha, alpha_after = self.alpha(timestep), self.alpha(after)
-        step_alpha, step_beta = self.share_of_step(timestep, after)
+        step_alpha, step_beta = self.alpha_and_beta(timestep, after)
         original = predicted_original(
             self.settings["prediction_type"], prediction, latents, alpha**0.5, (1 - alpha) ** 0.5
         )
         original = limited_original(original, self.settings)
-        # Equation 7: the mean between where the latents are and where they should end.
+        # Equation 7: a weighted mean of the predicted clean latents and the latents.
         to_original = alpha_after**0.5 * step_beta / (1 - alpha)
         to_latents = step_alpha**0.5 * (1 - alpha_after) / (1 - alpha)
         moved = to_original * original + to_latents * latents
-        if timestep > 0:  # so the last step is noisy too, unless it starts at timestep 0
+        if timestep > 0:  # the last step adds noise too, unless it starts at timestep 0
             noise = self.draw_noise(prediction)
             smallest = ((1 - alpha_after) / (1 - alpha) * step_beta).clamp(min=1e-20)
             moved = moved + self._deviation(smallest, step_beta, predicted_variance) * noise
         return moved, original
 
-    def share_of_step(self, timestep: int, after: int) -> tuple[Tensor, Tensor]:
-        """Alpha and beta of the step between two timesteps."""
+    def alpha_and_beta(self, timestep: int, after: int) -> tuple[Tensor, Tensor]:
+        """Return alpha and beta of the step between two timesteps."""
         alpha = self.alpha(timestep) / self.alpha(after)
         return alpha, 1 - alpha
 
@@ -52,7 +52,7 @@ class DDPMPlan(AlphaPlan):
             return (largest if kind.startswith("fixed_large") else smallest) ** 0.5
         if kind == "learned":
             return predicted**0.5
-        share = (predicted + 1) / 2  # the model says where between the two, as -1 to 1
+        share = (predicted + 1) / 2  # the model predicts a position between the two, from -1 to 1
         return torch.exp(0.5 * (share * torch.log(largest) + (1 - share) * torch.log(smallest)))
 
 

@@ -66,7 +66,7 @@ class DiffusionScheduler(Scheduler):
     def levels(
         self, steps: int | None, timesteps: Sequence[int | float] | None, sigmas: Sequence[float] | None
     ) -> tuple[np.ndarray, ...]:
-        """What the plan class takes after the noise schedule: the timesteps and, with most, the sigmas."""
+        """Return the levels that the plan class takes: the timesteps and, for most classes, the sigmas."""
         if timesteps is not None:
             values = np.asarray(timesteps)
             self._check_falling("timesteps", values)
@@ -74,10 +74,10 @@ class DiffusionScheduler(Scheduler):
         assert steps is not None
         return (self.space_timesteps(steps),)
 
-    def space_timesteps(self, steps: int, **how: Any) -> np.ndarray:
-        """The falling timesteps that the settings ask for, float64."""
+    def space_timesteps(self, steps: int, **options: Any) -> np.ndarray:
+        """Return the decreasing timesteps that the settings choose, float64."""
         spacing, offset = self.settings.get("timestep_spacing", "linspace"), self.settings["steps_offset"]
-        return spaced_timesteps(spacing, steps, len(self), offset=offset, **how)
+        return spaced_timesteps(spacing, steps, len(self), offset=offset, **options)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return self.noise_schedule.mix(original_samples, noise, timesteps)
@@ -115,14 +115,15 @@ class SigmaScheduler(DiffusionScheduler):
         if spacing is not None:
             raise InputError(
                 f"Custom timesteps and {spacing} = True contradict each other: both choose the sigmas. "
-                f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False)."
+                f"Leave out timesteps, or make the scheduler with from_config(config, {spacing}=False).",
+                parameter="timesteps",
             )
 
     @property
     def final_sigma(self) -> float:
-        """Where the last step ends: 0, or the smallest sigma of training."""
-        at_least = self.settings.get("final_sigmas_type", "zero") == "sigma_min"
-        return float(self.noise_schedule.sigmas[0]) if at_least else 0.0
+        """The sigma at which the last step ends: 0, or the smallest of training."""
+        is_smallest = self.settings.get("final_sigmas_type", "zero") == "sigma_min"
+        return float(self.noise_schedule.sigmas[0]) if is_smallest else 0.0
 
     @property
     def sigmas(self) -> Tensor:

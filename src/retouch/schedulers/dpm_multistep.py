@@ -1,7 +1,7 @@
-"""DPM-Solver and DPM-Solver++ (arXiv:2206.00927, arXiv:2211.01095) with earlier steps for the higher orders.
+"""DPM-Solver and DPM-Solver++ (arXiv:2206.00927, arXiv:2211.01095), whose higher orders use earlier steps.
 
-The algorithms differ in what they take from the model (`dpmsolver++` clean latents, `dpmsolver` noise) and
-the `sde-` forms in adding fresh noise; one formula serves all four.
+`dpmsolver++` integrates predicted clean latents and `dpmsolver` predicted noise; their `sde-` forms add fresh
+noise. One formula serves all four.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retouch.schedulers.exponential import FLOW, FLOW_CHOICES, ExponentialPlan, 
 from retouch.schedulers.noise_schedule import Settings
 from retouch.schedulers.plan import Step
 
-FEW_STEPS = 15  # below this many, `lower_order_final` takes the last steps more carefully
+FEW_STEPS = 15  # with fewer steps, `lower_order_final` lowers the order of the last ones
 
 
 class DPMSolverPlan(ExponentialPlan):
@@ -30,7 +30,7 @@ class DPMSolverPlan(ExponentialPlan):
         return bool(self.settings["algorithm_type"].startswith("sde"))
 
     def learned_output(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `output`, without the channels in which some models predict a variance."""
+        """Return `output` without the channels in which some models predict a variance."""
         if str(self.settings["variance_type"]).startswith("learned"):
             prediction = prediction[:, : latents.shape[1]]
         return self.output(prediction, step, latents)
@@ -44,20 +44,22 @@ class DPMSolverPlan(ExponentialPlan):
         return self.integrate(latents, step.index, step.index + 1, nodes, noise).to(output.dtype), original
 
     def order_of(self, step: Step) -> int:
-        """How many outputs this step's polynomial goes through."""
+        """Return the number of outputs that this step's polynomial goes through."""
         settings, left = self.settings, len(self.steps) - step.index
-        careful = settings["lower_order_final"] and len(self.steps) < FEW_STEPS
+        is_lowered = settings["lower_order_final"] and len(self.steps) < FEW_STEPS
         order = min(settings["solver_order"], len(self.outputs))
-        if left == 1 and (careful or settings["euler_at_final"] or settings["final_sigmas_type"] == "zero"):
+        if left == 1 and (
+            is_lowered or settings["euler_at_final"] or settings["final_sigmas_type"] == "zero"
+        ):
             return 1
-        return min(order, 2) if left == 2 and careful else order
+        return min(order, 2) if left == 2 and is_lowered else order
 
     def integrate(
         self, latents: Tensor, start: int, end: int, nodes: list[int], noise: Tensor | None
     ) -> Tensor:
-        """From one level to another with the polynomial through the outputs at `start` and `nodes`."""
+        """Move the latents between two levels by the polynomial through the outputs at `start`, `nodes`."""
         kept, weight, z = self.integrator(start, end)
-        if z == 0:  # Karras spacing with final_sigmas_type "sigma_min" ends with that sigma twice
+        if z == 0:  # Karras spacing with final_sigmas_type "sigma_min" has that sigma twice
             return latents
         half = 0.5
         if noise is not None:
@@ -65,11 +67,11 @@ class DPMSolverPlan(ExponentialPlan):
             noise = noise_end * torch.expm1(2 * z).abs() ** 0.5 * noise
             if self.predicts_original:
                 kept, z = kept * torch.exp(z), 2 * z
-                half = -0.5  # the sign should not change, but it does in the reference's third order
+                half = -0.5  # an error of sign in the reference's third order, which we share
             else:
                 weight = 2 * weight
-        # Not expm1, and scalars before tensors: from the sigma of 4096 that zero terminal SNR starts at, the
-        # rounding shows in the result.
+        # Without expm1, and scalars before tensors: at sigma 4096, where zero terminal SNR starts, another
+        # rounding changes the result.
         growth = torch.exp(z) - 1
         moved = kept * latents - weight * growth * self.outputs[start]
         quotients = self.quotients(start, end, nodes)
@@ -84,7 +86,7 @@ class DPMSolverPlan(ExponentialPlan):
         return moved if noise is None else moved + noise
 
     def parabola(self, quotients: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Slope and curvature at the start of the step: half the curvature, as in the authors' own code."""
+        """Return the slope and half the curvature at the start of the step, as the authors' own code does."""
         (near, near_slope), (far, far_slope) = quotients
         curvature = (near_slope - far_slope) / (near - far)
         return near_slope - near * curvature, curvature
@@ -119,7 +121,7 @@ class DPMSolverScheduler(ExponentialScheduler):
     }
 
     def __init__(self, **settings: Any) -> None:
-        # Words of DEIS and UniPC, whose settings are often handed over: the nearest of ours.
+        # Settings of DEIS and UniPC are often taken over; they become the nearest of ours.
         if settings.get("algorithm_type") == "deis":
             settings["algorithm_type"] = "dpmsolver++"
         if settings.get("solver_type") in ("logrho", "bh1", "bh2"):
@@ -128,13 +130,16 @@ class DPMSolverScheduler(ExponentialScheduler):
         algorithm = self.settings["algorithm_type"]
         if not algorithm.endswith("++") and self.settings["final_sigmas_type"] == "zero":
             raise ConfigError(
-                f'algorithm_type = "{algorithm}" cannot go down to final_sigmas_type = "zero": noise has no '
-                f'direction there. Set final_sigmas_type="sigma_min", or algorithm_type="{algorithm}++".'
+                f'algorithm_type = "{algorithm}" cannot end at final_sigmas_type = "zero": its last '
+                f'step would be infinitely long. Set final_sigmas_type="sigma_min", or '
+                f'algorithm_type="{algorithm}++".',
+                parameter="final_sigmas_type",
             )
         if algorithm == "sde-dpmsolver" and self.settings["solver_order"] == 3:
             raise ConfigError(
                 'algorithm_type = "sde-dpmsolver" has no solver_order 3. Set solver_order to 1 or 2, or '
-                'algorithm_type to "sde-dpmsolver++".'
+                'algorithm_type to "sde-dpmsolver++".',
+                parameter="solver_order",
             )
 
     @property

@@ -1,6 +1,7 @@
 """DPM-Solver in its single-step form: groups of evaluations, each group one step of a Runge-Kutta method.
 
-In a group of three, say, the orders are 1, 2, 3, and each evaluation starts over from where the group began.
+In a group of three, for example, the orders are 1, 2 and 3, and each evaluation starts at the latents from
+the start of the group.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class DPMSolverSinglestepPlan(DPMSolverPlan):
     def order_of(self, step: Step) -> int:
         settings, highest = self.settings, self.settings["solver_order"]
         order = step.index % highest + 1
-        careful = settings["lower_order_final"] and order == highest
-        if step.is_last and (careful or settings["final_sigmas_type"] == "zero"):
+        is_lowered = settings["lower_order_final"] and order == highest
+        if step.is_last and (is_lowered or settings["final_sigmas_type"] == "zero"):
             return 1
         return min(order, len(self.outputs))
 

@@ -1,6 +1,6 @@
 """Euler's method on the probability-flow equation (arXiv:2206.00364, algorithm 2), and its ancestral form.
 
-The ancestral form steps further down than asked and adds noise back up to the level asked for.
+The ancestral form goes further down than the next level and returns to it with fresh noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retouch.schedulers.plan import SigmaPlan, Step
 class EulerPlan(SigmaPlan):
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         sigma, sigma_next = self.sigmas[step.index], self.sigmas[step.index + 1]
-        latents = latents.float()  # sigmas reach hundreds; half precision would lose the picture in them
+        latents = latents.float()  # half precision would lose the picture beside sigmas of hundreds
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
         slope = (latents - original) / sigma
         return (latents + slope * (sigma_next - sigma)).to(prediction.dtype), original
@@ -31,8 +31,8 @@ class EulerAncestralPlan(SigmaPlan):
         down, up = ancestral_sigmas(sigma, sigma_next)
         slope = (latents - original) / sigma
         moved = latents + slope * (down - sigma)
-        # Drawn on the last step too, where its weight is 0: a generator shared with what follows must
-        # stand where the reference leaves it.
+        # The noise is drawn on the last step too, where its weight is 0, because the reference does: later
+        # draws from the same generator must be the same.
         return (moved + self.draw_noise(prediction) * up).to(prediction.dtype), original
 
 

@@ -1,4 +1,4 @@
-"""What DPM-Solver and UniPC share: their choice of levels, and an exponential integrator.
+"""The base of DPM-Solver and UniPC: their choice of noise levels, and an exponential integrator.
 
 Both follow the latents over lambda = log(signal / noise). There the linear part of the equation has an exact
 solution, and only the model's output (clean latents or noise) needs a polynomial through its latest values.
@@ -25,7 +25,7 @@ from retouch.schedulers.noise_schedule import (
 )
 from retouch.schedulers.plan import Step, UnitVarianceSigmaPlan
 
-# The reference runs flow-matching models through these classes too. We do not, and refuse it by name.
+# The reference uses these classes for flow-matching models too. We do not, and refuse such settings.
 FLOW: Settings = {
     "use_flow_sigmas": False,
     "flow_shift": 1.0,
@@ -39,10 +39,10 @@ class ExponentialPlan(UnitVarianceSigmaPlan):
     @property
     @abstractmethod
     def predicts_original(self) -> bool:
-        """Whether the model's output is taken as clean latents; else, as noise."""
+        """True if the polynomial goes through clean latents, False if through noise."""
 
     def forget(self) -> None:
-        self.outputs: dict[int, Tensor] = {}  # the latest, by position in the schedule
+        self.outputs: dict[int, Tensor] = {}  # the latest ones, by position in the schedule
 
     @cached_property
     def lambdas(self) -> Tensor:
@@ -51,12 +51,12 @@ class ExponentialPlan(UnitVarianceSigmaPlan):
 
     def remember(self, step: Step, output: Tensor) -> None:
         self.outputs[step.index] = output
-        # One more than the order: UniPC's corrector starts from the level before.
+        # One more than the order, because UniPC's corrector starts from the level before.
         if len(self.outputs) > self.settings["solver_order"] + 1:
             del self.outputs[min(self.outputs)]
 
     def output(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the polynomial goes through, and the clean latents where they were needed for it."""
+        """Return the value that the polynomial goes through, and the clean latents if it needed them."""
         kind = self.settings["prediction_type"]
         signal, noise = self.signal_and_noise(self.sigmas[step.index])
         if self.predicts_original:
@@ -70,23 +70,25 @@ class ExponentialPlan(UnitVarianceSigmaPlan):
         return (latents - signal * original) / noise, original
 
     def integrator(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`kept`, `weight` and `z` of the way from one level to another.
+        """Return `kept`, `weight` and `z` of the interval between two levels.
 
-        While the model's output does not change, the exact solution is
+        If the model's output is constant, the exact solution is
         latents_end = kept * latents_start - weight * expm1(z) * output.
         """
         signal, noise = self.signal_and_noise(self.sigmas[start])
         signal_end, noise_end = self.signal_and_noise(self.sigmas[end])
-        way = self.lambdas[end] - self.lambdas[start]
+        interval = self.lambdas[end] - self.lambdas[start]
         if self.predicts_original:
-            return noise_end / noise, signal_end, -way
-        return signal_end / signal, noise_end, way
+            return noise_end / noise, signal_end, -interval
+        return signal_end / signal, noise_end, interval
 
     def quotients(self, start: int, end: int, nodes: Iterable[int]) -> list[tuple[Tensor, Tensor]]:
-        """For other remembered outputs: how far they are from `start`, with the way to `end` as the unit,
-        and the difference quotient of the output over that distance."""
-        way, output = self.lambdas[end] - self.lambdas[start], self.outputs[start]
-        distances = [(node, (self.lambdas[node] - self.lambdas[start]) / way) for node in nodes]
+        """Return the distance of each node from `start` and the difference quotient of the output over it.
+
+        The unit of distances is the interval from `start` to `end`.
+        """
+        interval, output = self.lambdas[end] - self.lambdas[start], self.outputs[start]
+        distances = [(node, (self.lambdas[node] - self.lambdas[start]) / interval) for node in nodes]
         return [(distance, (1 / distance) * (self.outputs[node] - output)) for node, distance in distances]
 
 
@@ -111,14 +113,14 @@ class ExponentialScheduler(SigmaScheduler):
         if spacing is None:
             levels = schedule.sigmas_at(chosen)
         else:
-            # Over the whole of training, whatever the timestep spacing leaves out at the ends.
+            # Over all sigmas of training, also those that the timestep spacing leaves out at its ends.
             assert steps is not None
             levels = respaced_sigmas(self.settings, schedule.sigmas[::-1], steps)
             chosen = self.rounded(schedule.timesteps_at(levels), spacing)
         return chosen.astype(np.int64), np.append(levels, self.final_sigma_after(levels))
 
     def rounded(self, timesteps: np.ndarray, spacing: str) -> np.ndarray:
-        """To whole timesteps; what is left of a fraction is cut off."""
+        """Round the timesteps if the reference does; otherwise `levels` cuts off their fractions."""
         return timesteps.round() if spacing == "use_karras_sigmas" else timesteps
 
     def final_sigma_after(self, levels: np.ndarray) -> float:

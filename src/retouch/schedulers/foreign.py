@@ -1,7 +1,6 @@
-"""Runs a scheduler object of another library, such as diffusers, as one of our plans.
+"""Plans that run a scheduler object of another library, such as diffusers.
 
-It relies on the methods that such objects share (`set_timesteps`, `step`, `add_noise`) and imports no
-library for it.
+They use the methods that such objects share (`set_timesteps`, `step`, `add_noise`) and import no library.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from retouch.errors import InputError
-from retouch.schedulers import those_accepting
+from retouch.schedulers import names_accepting
 from retouch.schedulers.plan import Plan, Step
 from retouch.schedulers.scheduler import Scheduler
 
@@ -31,9 +30,9 @@ def as_plan(
     eta: float = 0.0,
     mu: float | None = None,
 ) -> Plan:
-    """Start a run of a scheduler of ours or of diffusers; neither is changed by it.
+    """Start a run of a scheduler of ours or of diffusers, without changing the scheduler.
 
-    `mu` is for flow matching under dynamic shifting; other schedulers are refused with it.
+    `mu` is for flow matching with dynamic shifting; other schedulers do not take it.
     """
     run: dict[str, Any] = {"device": device, "generator": generator, "eta": eta}
     given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
@@ -66,7 +65,7 @@ class ForeignPlan(Plan):
         for name in schedule.keys() - accepted.keys():
             raise InputError(
                 f"{type(scheduler).__name__} does not take custom {name}. Those that do: "
-                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps.",
+                f"{', '.join(names_accepting(name))}. Use one of them, or give num_inference_steps.",
                 parameter=name,
             )
         train_steps = getattr(scheduler.config, "num_train_timesteps", 1000)
@@ -76,7 +75,7 @@ class ForeignPlan(Plan):
                 f"{train_steps} timesteps. Give a number from 1 to {train_steps}.",
                 parameter="num_inference_steps",
             )
-        # Never stepped: its hidden step counter must not move, as all copies are taken from it.
+        # All copies are made from this one. It is never stepped, so that its step counter stays at the start.
         self._unused = copy.deepcopy(scheduler)
         self._unused.set_timesteps(**schedule, device=device)
         self._step_takes = inspect.signature(scheduler.step).parameters
@@ -99,11 +98,11 @@ class ForeignPlan(Plan):
     def advance_with_original(
         self, prediction: Tensor, step: Step, latents: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        # Without the base's `forget` at the first step, which would undo what scale_input began.
+        # The base would call `forget` at the first step, after scale_input has already started the copy.
         return self.move(prediction, step, latents)
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        # UnCLIP's step goes to the training's next timestep, unless it is told the plan's.
+        # Without prev_timestep, a step of UnCLIP goes to the next timestep of training.
         after = None if step.next is None else step.next.timestep
         extra = {"eta": self.eta, "generator": self.generator, "prev_timestep": after}
         taken = {name: value for name, value in extra.items() if name in self._step_takes}
@@ -117,8 +116,8 @@ class ForeignPlan(Plan):
         return scheduler.add_noise(original, noise, timestep)
 
     def _copy_at(self, index: int) -> Any:
-        """A copy that is about to take this step. (0.3 ms: a scheduler is a few small tensors.)"""
+        """Return a copy that takes this step next. It costs 0.3 ms: a scheduler is a few small tensors."""
         scheduler = copy.deepcopy(self._unused)
-        if hasattr(scheduler, "set_begin_index"):  # those without go by the timestep
+        if hasattr(scheduler, "set_begin_index"):  # others find their place by the timestep
             scheduler.set_begin_index(index)
         return scheduler

@@ -1,5 +1,7 @@
-"""Heun's method (arXiv:2206.00364, algorithm 1 without churn): an Euler step, then its slope averaged with
-the slope at its end. Two model evaluations for each step, and one for the last.
+"""Heun's method (arXiv:2206.00364, algorithm 1 without churn).
+
+An Euler step gives the slope at its end; the step is then repeated with the mean of both slopes. That takes
+two model evaluations for each step, and one for the last.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class HeunPlan(SigmaPlan):
     order = 2
 
     def forget(self) -> None:
-        self.halfway: tuple[Tensor, Tensor] | None = None  # where the step began, and its slope there
+        self.halfway: tuple[Tensor, Tensor] | None = (
+            None  # the latents and the slope at the start of the step
+        )
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         sigma = self.sigmas[step.index]

@@ -1,7 +1,7 @@
 """DPM-Solver-2 over sigma (arXiv:2206.00364, algorithm 2 with a midpoint), and its ancestral form.
 
-A step goes to the middle of the way in log sigma, takes the slope there, and goes the whole way with it from
-where it began. Two model evaluations for each step, and one for the last.
+A step goes to its middle in log sigma, takes the slope there, and applies it to the whole step from the
+start. That takes two model evaluations for each step, and one for the last.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from retouch.schedulers.plan import SigmaPlan, Step
 
 
 class KDPM2Plan(SigmaPlan):
-    """`sigmas` says where the original is noised to: on the second evaluation, to the end of the step.
+    """A plan with two lists of sigmas: `input_sigmas` for the latents, `sigmas` for noising the original.
 
-    The latents are then only halfway, at `input_sigmas`; so the reference blends slightly too clean an
-    original there, and the same pixels need the same.
+    They differ on the second evaluation of a step. The latents are then in its middle, and the original is
+    noised to its end. So the reference blends in an original that is slightly too clean; we do the same to
+    get the same pixels.
     """
 
     order = 2
@@ -41,7 +42,7 @@ class KDPM2Plan(SigmaPlan):
         input_sigmas: np.ndarray,
         **run: Any,
     ) -> None:
-        self.input_sigmas = torch.from_numpy(input_sigmas)  # where each evaluation is, then the end
+        self.input_sigmas = torch.from_numpy(input_sigmas)  # of each evaluation, and the final one
         super().__init__(settings, noise_schedule, timesteps, sigmas, **run)
 
     def forget(self) -> None:
@@ -97,7 +98,7 @@ class KDPM2DiscreteScheduler(SigmaScheduler):
         )
 
     def middles(self, sigmas: Tensor) -> Tensor:
-        """The sigma halfway of each step but the last, which goes all the way at once."""
+        """Return the middle sigma of each step but the last, which is a single evaluation."""
         return sigmas[1:].log().lerp(sigmas[:-1].log(), 0.5).exp()
 
 

@@ -1,4 +1,4 @@
-"""Latent consistency models (arXiv:2310.04378): each step goes to clean latents, then up again by noise."""
+"""Latent consistency models (arXiv:2310.04378): each step predicts clean latents and adds fresh noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LCMPlan(AlphaPlan):
 
 
 class DistilledScheduler(DiffusionScheduler):
-    """Base of the schedulers for distilled models, whose timesteps come from those of the distillation."""
+    """Base of the schedulers for distilled models. A run takes some of the distillation's timesteps."""
 
     accepts = ("timesteps",)
     defaults: ClassVar[Settings] = {
@@ -63,9 +63,11 @@ class DistilledScheduler(DiffusionScheduler):
         distilled = self.settings["original_inference_steps"]
         if not steps <= distilled <= len(self):
             raise InputError(
-                f"num_inference_steps is {steps} and original_inference_steps is {distilled}. The first "
-                f"must not exceed the second, nor that {len(self)}. Use fewer steps, or make the "
-                f"scheduler with from_config(config, original_inference_steps=...)."
+                f"num_inference_steps is {steps} and original_inference_steps is {distilled}. "
+                f"num_inference_steps may be at most original_inference_steps, and that at most {len(self)}. "
+                f"Use fewer steps, or make the scheduler with from_config(config, "
+                f"original_inference_steps=...).",
+                parameter="num_inference_steps",
             )
         falling = (np.arange(distilled, 0, -1) * (len(self) // distilled)) - 1
         return (falling[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)],)
@@ -81,7 +83,7 @@ class LCMScheduler(DistilledScheduler):
         original_inference_steps: int | None = None,
         **run: Any,
     ) -> Plan:
-        """As with all schedulers; `original_inference_steps` replaces the setting for this run."""
+        """Start a run, as with all schedulers; `original_inference_steps` replaces the setting for it."""
         if original_inference_steps is None:
             return super().plan(num_inference_steps, **run)
         other = type(self).from_config(self.config, original_inference_steps=original_inference_steps)

@@ -10,7 +10,7 @@ from retouch.schedulers.diffusion import SigmaScheduler
 from retouch.schedulers.noise_schedule import Settings, predicted_original_at_sigma
 from retouch.schedulers.plan import SigmaPlan, Step
 
-MOST_SLOPES = 4
+MAX_SLOPES = 4
 
 
 class LMSPlan(SigmaPlan):
@@ -20,17 +20,17 @@ class LMSPlan(SigmaPlan):
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         sigma = self.sigmas[step.index]
         original = predicted_original_at_sigma(self.settings["prediction_type"], prediction, latents, sigma)
-        self.slopes = [(latents - original) / sigma, *self.slopes[: MOST_SLOPES - 1]]
-        # A run that strength starts late has fewer slopes than the polynomial asks for. The reference drops
-        # the missing ones without lowering the degree, so its first three steps are too long. Same pixels,
-        # same flaw.
-        degree = min(step.index + 1, MOST_SLOPES)
+        self.slopes = [(latents - original) / sigma, *self.slopes[: MAX_SLOPES - 1]]
+        # A run that `strength` starts late has fewer slopes than the polynomial needs. The reference drops
+        # the missing ones without lowering the degree, so its first three steps are too long. We do the same
+        # to get the same pixels.
+        degree = min(step.index + 1, MAX_SLOPES)
         weights = self.weights(step.index, degree)
         change = sum(weight * slope for weight, slope in zip(weights, self.slopes, strict=False))
         return latents + change, original
 
     def weights(self, index: int, degree: int) -> list[float]:
-        """What each of the latest slopes adds to a step: integrals of the Lagrange polynomials over it."""
+        """Return the weight of each of the latest slopes: the integral of its Lagrange polynomial."""
         nodes = self.sigmas[index - degree + 1 : index + 1].flip(0).tolist()
         start, end = nodes[0], float(self.sigmas[index + 1])
         middle, half = (start + end) / 2, (end - start) / 2

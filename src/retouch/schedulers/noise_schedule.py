@@ -1,10 +1,10 @@
-"""Betas, alphas and sigmas of the training schedule, and the ways of choosing a run's few levels from them.
+"""Betas, alphas and sigmas of the training schedule, and the spacings that choose a run's levels from them.
 
-Every scheduler takes its numbers from here, so a spacing or a conversion between epsilon, v and sample
-prediction exists once. Nothing here knows a step formula.
+Every scheduler takes its numbers from here, so each spacing and each conversion between epsilon, v and sample
+prediction exists once. The step formulas are elsewhere.
 
-Where the precision of an intermediate (float64 in numpy, float32 in torch) decides the last digit of a
-timestep or a sigma, it follows diffusers: a picture must not depend on which program drew it.
+The precision of an intermediate value (float64 in numpy, float32 in torch) follows diffusers where it decides
+the last digit of a timestep or a sigma: a picture must not depend on the program that computed it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from retouch.errors import ConfigError
 
-Settings = Mapping[str, Any]  # what a scheduler was made with, its defaults filled in
+Settings = Mapping[str, Any]  # the settings of a scheduler, including its defaults
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 
-# A sigma schedule divides by sqrt(alpha), so zero terminal SNR needs an alpha just above zero there. This is
-# float16's smallest number; the first sigma becomes 4096.
+# A sigma schedule divides by sqrt(alpha), so zero terminal SNR needs a last alpha just above zero. This is
+# the smallest number of float16; the first sigma becomes 4096.
 SMALLEST_ALPHA = 2.0**-24
 
 _ALPHA_BARS: dict[str, Callable[[float], float]] = {
@@ -43,7 +43,7 @@ def _laplace_alpha_bar(t: float) -> float:
 
 
 def make_betas(settings: Settings) -> Tensor:
-    """The variance added by each training step, float32."""
+    """Return the variance added by each training step, float32."""
     steps, name = settings["num_train_timesteps"], settings["beta_schedule"]
     start, end = settings.get("beta_start", 0.0), settings.get("beta_end", 0.0)
     if settings.get("trained_betas") is not None:
@@ -62,7 +62,7 @@ def make_betas(settings: Settings) -> Tensor:
 
 
 def _rescaled_to_zero_snr(betas: Tensor) -> Tensor:
-    """Algorithm 1 of arXiv:2305.08891: the last level becomes pure noise, the first stays as it was."""
+    """Apply algorithm 1 of arXiv:2305.08891: the last level becomes pure noise, the first stays the same."""
     signal = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = signal[0].clone(), signal[-1].clone()
     signal = (signal - last) * (first / (first - last))
@@ -71,7 +71,7 @@ def _rescaled_to_zero_snr(betas: Tensor) -> Tensor:
 
 
 class NoiseSchedule:
-    """How much signal and noise each of the training timesteps holds."""
+    """The signal and the noise at each of the training timesteps."""
 
     def __init__(self, betas: Tensor, last_alpha: float | None = None) -> None:
         self.betas = betas
@@ -81,7 +81,7 @@ class NoiseSchedule:
 
     @cached_property
     def sigmas(self) -> np.ndarray:
-        """Noise over signal at each timestep, rising, float32."""
+        """Noise over signal at each timestep, increasing, float32."""
         return (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).numpy()
 
     @cached_property
@@ -89,16 +89,16 @@ class NoiseSchedule:
         return np.log(self.sigmas)
 
     def sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
-        """Sigmas at timesteps that may lie between two training timesteps, float64."""
+        """Return the sigmas at timesteps, also between two training timesteps, float64."""
         return np.interp(timesteps, np.arange(len(self.sigmas)), self.sigmas)
 
     def timesteps_at(self, sigmas: np.ndarray, dtype: type = np.float64) -> np.ndarray:
-        """Where on the training schedule these sigmas lie: linear in log sigma between two timesteps.
+        """Return the timesteps of these sigmas, interpolated in log sigma between two training timesteps.
 
-        In float64, or in the `dtype` that the reference finds them in.
+        They are float64, or of the `dtype` in which the reference computes them.
         """
         log_sigmas = np.log(np.maximum(sigmas, 1e-10))
-        # Not searchsorted: this is the last training sigma that is not above, whatever order they have.
+        # This finds the last training sigma that is not above, in any order; searchsorted needs sorted ones.
         below = log_sigmas >= self.log_sigmas[:, np.newaxis]
         low = np.cumsum(below, axis=0).argmax(axis=0).clip(max=len(self.log_sigmas) - 2)
         left, right = self.log_sigmas[low], self.log_sigmas[low + 1]
@@ -106,17 +106,17 @@ class NoiseSchedule:
         return (1 - weight) * low.astype(dtype) + weight * (low + 1).astype(dtype)
 
     def mix(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The original noised to these integer timesteps, one for all rows or one per row."""
+        """Return the original noised to these integer timesteps, one for all rows or one per row."""
         signal, sigma = self._coefficients(original, timesteps)
         return signal * original + sigma * noise
 
     def velocity(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a v-predicting model should answer at these integer timesteps."""
+        """Return the target of a v-predicting model at these integer timesteps."""
         signal, sigma = self._coefficients(original, timesteps)
         return signal * noise - sigma * original
 
     def _coefficients(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        # Cast first, then the roots: in half precision the order shows in the result.
+        # Cast before taking the roots: in half precision the order changes the result.
         alphas = self.alphas_cumprod.to(like.dtype)[timesteps.to("cpu", torch.long)].to(like.device)
         alphas = alphas.reshape(-1, *[1] * (like.ndim - 1))
         return alphas**0.5, (1 - alphas) ** 0.5
@@ -132,10 +132,10 @@ def spaced_timesteps(
     drop_last: bool = False,
     end: int | None = None,
 ) -> np.ndarray:
-    """Falling timesteps of a run as in table 2 of arXiv:2305.08891, float64.
+    """Return the decreasing timesteps of a run as in table 2 of arXiv:2305.08891, float64.
 
-    `drop_last` spaces one more and drops the smallest, as the DPM-Solver family does; `end` is where the
-    spacing starts from instead of `train_steps`.
+    `drop_last` spaces one more and drops the smallest, as the DPM-Solver family does. `end` replaces
+    `train_steps` as the noisy end of the spacing.
     """
     end = train_steps if end is None else end
     points = steps + 1 if drop_last else steps
@@ -146,36 +146,37 @@ def spaced_timesteps(
         timesteps = (np.arange(points, dtype=np.float64) * (end // points))[::-1] + offset
     else:
         timesteps = np.arange(end, 0, -train_steps / steps).round() - 1
-    # For 61 trailing steps, and a few more counts, float arithmetic yields one extra timestep, -1. diffusers
+    # For 61 trailing steps and a few other counts, float arithmetic yields one extra timestep, -1. diffusers
     # keeps it, and its last step then starts from pure noise.
     return timesteps[:steps].copy()
 
 
 def karras_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
-    """Equation 5 of arXiv:2206.00364 with rho 7."""
+    """Return sigmas by equation 5 of arXiv:2206.00364 with rho 7."""
     high, low = highest ** (1 / 7.0), lowest ** (1 / 7.0)
     return (high + np.linspace(0, 1, steps) * (low - high)) ** 7.0
 
 
 def exponential_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
-    """Evenly spaced in log sigma."""
+    """Return sigmas that are evenly spaced in log sigma."""
     return np.exp(np.linspace(math.log(highest), math.log(lowest), steps))
 
 
 def lu_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
-    """The same, found by other roundings: evenly spaced in lambda (arXiv:2206.00927)."""
+    """Return sigmas that are evenly spaced in lambda (arXiv:2206.00927): the same with other rounding."""
     high, low = np.log(np.array([highest, lowest], dtype=np.float32)).tolist()
     return np.exp(high + np.linspace(0, 1, steps) * (low - high))
 
 
 def beta_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
-    """Quantiles of a Beta(0.6, 0.6) distribution: denser at both ends (arXiv:2407.12173)."""
+    """Return quantiles of a Beta(0.6, 0.6) distribution, denser at both ends (arXiv:2407.12173)."""
     try:
         from scipy.special import betaincinv  # type: ignore[import-untyped]
     except ImportError:
         raise ConfigError(
             "use_beta_sigmas = True needs scipy, which is not installed. Install scipy, or choose "
-            "use_karras_sigmas or use_exponential_sigmas."
+            "use_karras_sigmas or use_exponential_sigmas.",
+            parameter="use_beta_sigmas",
         ) from None
     return lowest + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, steps)) * (highest - lowest)
 
@@ -189,18 +190,19 @@ _SIGMA_SPACINGS = {
 
 
 def chosen_sigma_spacing(settings: Settings) -> str | None:
-    """The one `use_..._sigmas` setting that is on, or None for sigmas that follow the timesteps."""
+    """Return the `use_..._sigmas` setting that is on, or None for sigmas that follow the timesteps."""
     chosen = [name for name in _SIGMA_SPACINGS if settings.get(name)]
     if len(chosen) > 1:
         raise ConfigError(
-            f"{' and '.join(chosen)} are both set. At most one of {', '.join(_SIGMA_SPACINGS)} may be; "
-            f"set the others to False."
+            f"{' and '.join(chosen)} are both set. At most one of {', '.join(_SIGMA_SPACINGS)} may be set; "
+            f"set the others to False.",
+            parameter=chosen[-1],
         )
     return chosen[0] if chosen else None
 
 
 def respaced_sigmas(settings: Settings, sigmas: np.ndarray, steps: int) -> np.ndarray:
-    """`steps` falling sigmas over the range of the given falling ones, spaced as the settings choose.
+    """Return `steps` decreasing sigmas over the range of the given ones, spaced as the settings choose.
 
     `sigma_min` and `sigma_max` in the settings replace the ends of the range.
     """
@@ -216,14 +218,14 @@ def respaced_sigmas(settings: Settings, sigmas: np.ndarray, steps: int) -> np.nd
 def predicted_original(
     kind: str, prediction: Tensor, latents: Tensor, signal: Tensor, noise: Tensor
 ) -> Tensor:
-    """Clean latents from latents = signal * original + noise * epsilon and what the model predicted."""
+    """Return the clean latents, from latents = signal * original + noise * epsilon and the prediction."""
     if kind == "epsilon":
         return (latents - noise * prediction) / signal
     return prediction if kind == "sample" else signal * latents - noise * prediction
 
 
 def predicted_noise(kind: str, prediction: Tensor, latents: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """Epsilon from latents = signal * original + noise * epsilon and what the model predicted."""
+    """Return epsilon, from latents = signal * original + noise * epsilon and the prediction."""
     if kind == "epsilon":
         return prediction
     if kind == "sample":
@@ -232,10 +234,10 @@ def predicted_noise(kind: str, prediction: Tensor, latents: Tensor, signal: Tens
 
 
 def predicted_original_at_sigma(kind: str, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
-    """Clean latents from latents = original + sigma * epsilon and what the model predicted.
+    """Return the clean latents, from latents = original + sigma * epsilon and the prediction.
 
-    Its own formula, not the one above with signal 1 / sqrt(sigma**2 + 1): the rounding differs visibly at
-    the sigma of 4096 that zero terminal SNR starts from.
+    `predicted_original` with signal 1 / sqrt(sigma**2 + 1) gives the same with other rounding, which shows at
+    sigma 4096, where zero terminal SNR starts.
     """
     if kind == "epsilon":
         return latents - sigma * prediction
@@ -245,16 +247,16 @@ def predicted_original_at_sigma(kind: str, prediction: Tensor, latents: Tensor, 
 
 
 def ancestral_sigmas(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
-    """Where an ancestral step goes down to, and how much noise brings it back up to `sigma_next`."""
+    """Return the sigma that an ancestral step goes down to, and the noise that leads back to `sigma_next`."""
     up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-    # This is (sigma_next**2 / sigma)**2, found with the reference's rounding. From the sigmas in thousands
-    # of a cosine schedule, that can fall below zero, and the reference's picture to NaN.
+    # This equals (sigma_next**2 / sigma)**2, with the reference's rounding. At sigmas in the thousands, which
+    # a cosine schedule has, it can be negative; the picture of the reference is then NaN.
     square = sigma_next**2 - up**2
     return torch.where(square > 0, square**0.5, sigma_next**2 / sigma), up
 
 
 def limited_original(original: Tensor, settings: Settings) -> Tensor:
-    """The predicted clean latents, thresholded or clipped where the settings say so."""
+    """Return the predicted clean latents, thresholded or clipped if the settings say so."""
     if settings.get("thresholding"):
         return _thresholded(original, settings["dynamic_thresholding_ratio"], settings["sample_max_value"])
     if settings.get("clip_sample"):
@@ -264,7 +266,7 @@ def limited_original(original: Tensor, settings: Settings) -> Tensor:
 
 
 def _thresholded(original: Tensor, ratio: float, largest: float) -> Tensor:
-    """Dynamic thresholding, section 2.3 of arXiv:2205.11487, for each row of the batch."""
+    """Apply dynamic thresholding, section 2.3 of arXiv:2205.11487, to each row of the batch."""
     rows = original.flatten(1)
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()  # quantile needs it
     limit = torch.quantile(rows.abs(), ratio, dim=1).clamp(min=1, max=largest).unsqueeze(1)

@@ -1,7 +1,7 @@
 """One run of one scheduler: its steps, its noise levels and the memory that a multistep method needs.
 
-A scheduler hands out a new plan for each run and keeps nothing of it, so two runs cannot disturb each
-other. The step formulas are in the scheduler's own file; what they share is here.
+A scheduler makes a new plan for each run and does not keep it, so two runs cannot disturb each other. The
+step formulas are in the files of the schedulers; this file has what they share.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from retouch.schedulers.noise_schedule import NoiseSchedule, Settings
 
 @dataclass(frozen=True)
 class Step:
-    """One model evaluation. Heun, for one, needs two for each step that was asked for."""
+    """One model evaluation. Heun's method makes two for each requested step."""
 
-    index: int  # position in the whole schedule, whatever strength left out before it
-    timestep: Tensor  # 0-d, what the model is told
+    index: int  # position in the whole schedule, also where `strength` leaves out its beginning
+    timestep: Tensor  # 0-d, an input of the model
     is_last: bool
     next: Step | None
 
 
 class Plan(ABC):
-    """The steps of one run, and how each of them changes the latents."""
+    """The steps of one run, and the formula by which each of them changes the latents."""
 
-    order = 1  # model evaluations for each step asked for
+    order = 1  # model evaluations for each requested step
     initial_sigma: float | Tensor = 1.0  # first latents = noise * initial_sigma
 
     def __init__(
@@ -51,7 +51,7 @@ class Plan(ABC):
         self.generator = generator
         self.eta = eta
         self.start, self.stop = 0, len(timesteps)
-        # The numbers once more as Python values: asking a tensor on an accelerator would wait for it.
+        # The same as Python numbers, because reading a tensor on an accelerator waits for its queue.
         self.timestep_values: list[int | float] = timesteps.tolist()
         self.all_timesteps = torch.from_numpy(timesteps).to(device)
         self.steps = self._make_steps()
@@ -66,7 +66,7 @@ class Plan(ABC):
         return steps[::-1]
 
     def forget(self) -> None:
-        """Empty the memory of earlier steps. Methods with one create it here."""
+        """Clear the memory of earlier steps. Multistep methods create theirs here."""
 
     @property
     def timesteps(self) -> Tensor:
@@ -79,50 +79,50 @@ class Plan(ABC):
         return self.stop - self.start
 
     def after(self, steps_done: int) -> Self:
-        """The same schedule without its first `steps_done` evaluations, with an empty memory."""
+        """Return the same schedule without its first `steps_done` evaluations, with an empty memory."""
         rest = copy.copy(self)
         rest.start = self.start + steps_done
         rest.forget()
         return rest
 
     def until(self, steps_taken: int) -> Self:
-        """The same schedule, left after `steps_taken` evaluations: the latents stay noisy."""
+        """Return the same schedule, ended after `steps_taken` evaluations: the latents stay noisy."""
         rest = copy.copy(self)
         rest.stop = min(self.start + steps_taken, self.stop)
         rest.forget()
         return rest
 
     def following(self, step: Step) -> Step | None:
-        """The step that this run takes next; None after its last, also where the schedule goes on."""
+        """Return the next step of this run; None after its last, even where the schedule goes on."""
         return step.next if step.index + 1 < self.stop else None
 
     def level(self, step: Step) -> float:
-        """How noisy the latents are where `step` starts: 1 is pure noise."""
+        """Return the noise level at the start of `step`: 1 is pure noise."""
         return self.timestep_values[step.index] / self.settings["num_train_timesteps"]
 
     def scale_input(self, latents: Tensor, step: Step) -> Tensor:
-        """The latents as the model wants them."""
+        """Return the latents, scaled as the model expects them."""
         return latents
 
     def advance(self, prediction: Tensor, step: Step, latents: Tensor) -> Tensor:
-        """The latents where the next step starts."""
+        """Return the latents at the start of the next step."""
         return self.advance_with_original(prediction, step, latents)[0]
 
     def advance_with_original(
         self, prediction: Tensor, step: Step, latents: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """As `advance`, with the clean latents predicted on the way where the method has them."""
+        """Return the next latents, and the predicted clean latents if the method computes them."""
         if step.index == self.start:
             self.forget()
         return self.move(prediction, step, latents)
 
     @abstractmethod
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The step formula: the next latents and the predicted clean latents (or None)."""
+        """Apply the step formula; return the next latents and the predicted clean latents (or None)."""
 
     @abstractmethod
     def noised(self, original: Tensor, noise: Tensor, step: Step) -> Tensor:
-        """`original` at the noise level where `step` starts."""
+        """Return `original` at the noise level at the start of `step`."""
 
     def draw_noise(self, like: Tensor) -> Tensor:
         return randn(like.shape, generator=self.generator, device=like.device, dtype=like.dtype)
@@ -138,23 +138,24 @@ class AlphaPlan(Plan):
         last = len(noise_schedule.alphas_cumprod) - 1
         if timesteps.max() > last or timesteps.min() < 0:
             raise InputError(
-                f"The schedule holds timesteps from {timesteps.min()} to {timesteps.max()}. This model was "
-                f"trained on 0 to {last}; use fewer steps or a smaller steps_offset."
+                f"The schedule has timesteps from {timesteps.min()} to {timesteps.max()}. This model was "
+                f"trained on 0 to {last}; use fewer steps or a smaller steps_offset.",
+                parameter="timesteps",
             )
         self.noise_schedule = noise_schedule
         super().__init__(settings, timesteps, **run)
 
     def alpha(self, timestep: int) -> Tensor:
-        """The product of alphas up to this timestep; a negative one means the clean end."""
+        """Return the product of alphas up to this timestep. A negative timestep means clean latents."""
         if timestep >= 0:
             return self.noise_schedule.alphas_cumprod[timestep]
-        # The clean end is alpha 1, or the level of timestep 0 where training never saw alpha 1.
+        # Clean latents have alpha 1, or the alpha of timestep 0 for models that never saw 1 in training.
         to_one = self.settings.get("set_alpha_to_one", True)
         return torch.tensor(1.0) if to_one else self.noise_schedule.alphas_cumprod[0]
 
-    def timestep_after(self, step: Step, at_the_end: int = -1) -> int:
-        """The timestep where the latents are after `step`."""
-        return at_the_end if step.next is None else int(self.timestep_values[step.next.index])
+    def timestep_after(self, step: Step, final: int = -1) -> int:
+        """Return the timestep of the latents after `step`; after the last step it is `final`."""
+        return final if step.next is None else int(self.timestep_values[step.next.index])
 
     def noised(self, original: Tensor, noise: Tensor, step: Step) -> Tensor:
         timestep = torch.tensor([self.timestep_values[step.index]])
@@ -164,8 +165,8 @@ class AlphaPlan(Plan):
 class SigmaPlan(Plan):
     """A plan over sigmas, with latents = original + sigma * noise.
 
-    `sigmas` holds one for each timestep and the one that the last step ends at. They stay on the CPU as
-    0-d float32 tensors: those mix with latents on any device and do not change their dtype.
+    `sigmas` has one value for each timestep, and the final one. They stay on the CPU as 0-d float32 tensors,
+    which mix with latents on any device and do not change their dtype.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class SigmaPlan(Plan):
         return latents / (self.sigmas[step.index] ** 2 + 1) ** 0.5
 
     def noised_at(self, original: Tensor, noise: Tensor, indices: Sequence[int]) -> Tensor:
-        """`original` at the levels of these positions, one for all rows or one per row."""
+        """Return `original` at the levels of these positions, one for all rows or one per row."""
         sigmas = self.sigmas[list(indices)].to(original.device, original.dtype)
         return original + noise * sigmas.reshape(-1, *[1] * (original.ndim - 1))
 
@@ -199,7 +200,7 @@ class SigmaPlan(Plan):
 
 
 class UnitVarianceSigmaPlan(SigmaPlan):
-    """A plan over sigmas whose latents are scaled back to variance 1, as the DPM-Solver family keeps them."""
+    """A plan over sigmas whose latents are scaled to variance 1, as in the DPM-Solver family."""
 
     initial_sigma = 1.0
 
@@ -208,7 +209,7 @@ class UnitVarianceSigmaPlan(SigmaPlan):
 
     @staticmethod
     def signal_and_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The two weights in latents = signal * original + noise * epsilon."""
+        """Return the two weights in latents = signal * original + noise * epsilon."""
         signal = 1 / (sigma**2 + 1) ** 0.5
         return signal, sigma * signal
 

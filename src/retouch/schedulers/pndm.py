@@ -1,6 +1,6 @@
 """PNDM (arXiv:2202.09778): a linear multistep method, started by Runge-Kutta steps or by one repeated step.
 
-Where a run starts in the middle of the schedule, the start-up happens there, as in diffusers.
+A run that starts in the middle of the schedule makes these first steps there, as in diffusers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retouch.schedulers.plan import AlphaPlan, Step
 
 _RUNGE_KUTTA_EVALUATIONS = 12  # three steps of four
 _RUNGE_KUTTA_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-# Adams-Bashforth, newest prediction first, with what to divide by.
+# The weights of Adams-Bashforth, newest prediction first, and their divisor.
 _MULTISTEP_WEIGHTS = {1: ((1,), 1), 2: ((3, -1), 2), 3: ((23, -16, 5), 12), 4: ((55, -59, 37, -9), 24)}
 
 
@@ -36,8 +36,8 @@ class PNDMPlan(AlphaPlan):
     def forget(self) -> None:
         self.evaluations = 0
         self.predictions: list[Tensor] = []  # one per finished step, newest last
-        self.weighted: Tensor | float = 0.0  # of the Runge-Kutta step under way
-        self.departure: Tensor | None = None  # the latents where that step, or the repeated one, began
+        self.weighted: Tensor | float = 0.0  # sum over the current Runge-Kutta step
+        self.departure: Tensor | None = None  # the latents at the start of that step, or of the repeated one
 
     def move(self, prediction: Tensor, step: Step, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         timestep = int(self.timestep_values[step.index])
@@ -48,7 +48,7 @@ class PNDMPlan(AlphaPlan):
         return self._multistep(evaluation, prediction, timestep, latents), None
 
     def _runge_kutta(self, evaluation: int, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
-        """Every evaluation starts again from the departure; only the fourth reaches the next step."""
+        """Make one of a step's four evaluations. Each starts at `departure`; the fourth ends the step."""
         stage = evaluation % 4
         after = timestep if stage % 2 else timestep - self.stride // 2
         if stage == 0:
@@ -65,7 +65,7 @@ class PNDMPlan(AlphaPlan):
     def _multistep(self, evaluation: int, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
         after = timestep - self.stride
         if evaluation == 1:
-            # The first step once more, now with the mean of the slopes at both of its ends (Heun).
+            # Repeat the first step with the mean of the slopes at both of its ends (Heun).
             timestep, after = timestep + self.stride, timestep
             assert self.departure is not None
             latents, self.departure = self.departure, None
@@ -79,7 +79,7 @@ class PNDMPlan(AlphaPlan):
         return self._transfer(latents, mean, timestep, after)
 
     def _transfer(self, latents: Tensor, prediction: Tensor, timestep: int, after: int) -> Tensor:
-        """Equation 9: from one timestep to another along one predicted noise."""
+        """Apply equation 9: move the latents between two timesteps with one predicted noise."""
         alpha, alpha_after = self.alpha(timestep), self.alpha(after)
         epsilon = predicted_noise(
             self.settings["prediction_type"], prediction, latents, alpha**0.5, (1 - alpha) ** 0.5
@@ -102,12 +102,13 @@ class PNDMScheduler(DiffusionScheduler):
         falling = self.space_timesteps(steps).astype(np.int64)
         stride = len(self) // steps
         if self.settings["skip_prk_steps"]:
-            # The second timestep twice: see PNDMPlan on the first step.
+            # The second timestep occurs twice, because PNDMPlan repeats the first step.
             return np.concatenate([falling[:2], falling[1:]]), stride
         if steps < 4:
             raise InputError(
                 f"num_inference_steps is {steps}, but PNDM with its Runge-Kutta start takes 4 or more. Give "
-                f"more steps, or make the scheduler with from_config(config, skip_prk_steps=True)."
+                f"more steps, or make the scheduler with from_config(config, skip_prk_steps=True).",
+                parameter="num_inference_steps",
             )
         ends = np.repeat(falling[:4], 2) + np.tile([stride // 2, 0], 4)
         return np.concatenate([np.repeat(ends[1:], 2)[1:-1], falling[3:]]), stride

@@ -1,7 +1,7 @@
-"""What all schedulers share: their settings, reading and writing them, and making plans.
+"""The base of all schedulers: settings, the files that hold them, and the methods that diffusers users know.
 
-A scheduler is settings; `plan` starts a run. The methods of diffusers (`set_timesteps`, `step` and so on)
-work too, over a private plan: they are for one run at a time, as there.
+A scheduler is settings; `plan` starts a run. The methods of diffusers (`set_timesteps`, `step` and others)
+work on a private plan, so they serve one run at a time, as in diffusers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _DEFAULTED = "_use_default_values"
 
 
 class SchedulerConfig(dict[str, Any]):
-    """Read-only settings, also as attributes. Keys that this scheduler does not know are kept for others.
+    """Read-only settings, also as attributes. Settings of other schedulers are kept for these to read back.
 
-    It is a dict, not only a mapping, because diffusers' `from_config` takes nothing else.
+    It is a dict because diffusers' `from_config` accepts no other mapping.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -57,7 +57,7 @@ class SchedulerConfig(dict[str, Any]):
 
 @dataclass
 class SchedulerOutput:
-    """What `step` returns."""
+    """The result of `step`."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -71,13 +71,13 @@ class Scheduler:
     """Base of the schedulers. A subclass names its settings, its plan and how it spaces timesteps."""
 
     common: ClassVar[Settings] = {"num_train_timesteps": 1000}
-    defaults: ClassVar[Settings] = {}  # a scheduler's own settings, and its values for the common ones
+    defaults: ClassVar[Settings] = {}  # its own settings, and its values of common ones
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "beta_schedule": BETA_SCHEDULES,
         "prediction_type": PREDICTION_TYPES,
         "timestep_spacing": TIMESTEP_SPACINGS,
     }
-    accepts: ClassVar[tuple[str, ...]] = ()  # which of "timesteps" and "sigmas" a caller may give
+    accepts: ClassVar[tuple[str, ...]] = ()  # the custom schedules: "timesteps", "sigmas"
     fewest: ClassVar[Mapping[str, int]] = {"timesteps": 1, "sigmas": 2}  # shortest list that makes a step
     plan_class: ClassVar[type[Plan]]
 
@@ -86,15 +86,18 @@ class Scheduler:
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise ConfigError(
-                f"{type(self).__name__} got {', '.join(unknown)}. It knows {', '.join(sorted(known))}. "
-                f"Leave the others out, or use from_config, which keeps settings of other schedulers unused."
+                f"{type(self).__name__} does not know {', '.join(unknown)}. Its settings are "
+                f"{', '.join(sorted(known))}. Leave the others out, or use from_config, which keeps "
+                f"settings of other schedulers without using them.",
+                parameter=unknown[0],
             )
         self.settings = known | {key: _plain(value) for key, value in settings.items()}
         for key, allowed in {**Scheduler.choices, **self.choices}.items():
             if key in self.settings and self.settings[key] not in allowed:
                 raise ConfigError(
                     f"{type(self).__name__}: {key} = {self.settings[key]!r} is not supported. "
-                    f"Choose {', '.join(map(repr, allowed))}."
+                    f"Choose {', '.join(map(repr, allowed))}.",
+                    parameter=key,
                 )
         chosen_sigma_spacing(self.settings)
         self.config = self._make_config({}, settings)
@@ -104,17 +107,16 @@ class Scheduler:
         self._begin_index: int | None = None
 
     def _make_config(self, extra: Mapping[str, Any], given: Iterable[str]) -> SchedulerConfig:
-        # The list of settings left at their default is what lets another scheduler, ours or diffusers',
-        # use its own default for them instead.
+        # Another scheduler, ours or diffusers', uses its own defaults for the settings in this list.
         defaulted = [key for key in self.settings if key not in given]
         names = {"_class_name": type(self).__name__, _DEFAULTED: defaulted}
         return SchedulerConfig({**extra, **self.settings, **names})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
-        """Make a scheduler from another one's config, ours or diffusers', of this class or any other.
+        """Make a scheduler from the config of another one, ours or diffusers', of this or another class.
 
-        On `Scheduler` itself, the class is the one that the config names.
+        `Scheduler.from_config` makes one of the class that the config names.
         """
         if cls is Scheduler:
             from retouch.schedulers import by_name
@@ -130,14 +132,14 @@ class Scheduler:
         return scheduler
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, subfolder: str | None = None, **where: Any) -> Self:
+    def from_pretrained(cls, name: str | Path, *, subfolder: str | None = None, **changes: Any) -> Self:
         """Read `scheduler_config.json` of a local folder or a hub id.
 
-        `where` holds what finds the checkpoint (revision, cache_dir, token, local_files_only,
-        force_download); other settings change the config.
+        revision, variant, cache_dir, token, local_files_only and force_download find the checkpoint; other
+        keywords change settings.
         """
-        finding = ("revision", "variant", "cache_dir", "token", "local_files_only", "force_download")
-        options = {key: where.pop(key) for key in finding if key in where}
+        location = ("revision", "variant", "cache_dir", "token", "local_files_only", "force_download")
+        options = {key: changes.pop(key) for key in location if key in changes}
         path = Path(name).expanduser()
         if not path.exists():
             from retouch.checkpoints.locate import Checkpoint
@@ -147,17 +149,18 @@ class Scheduler:
         file = next((candidate for candidate in files if candidate.is_file()), None)
         if file is None:
             raise CheckpointError(
-                f"{files[1]} is not there. A scheduler is read from {CONFIG_FILE}; give the folder that "
-                f'holds it, or subfolder="scheduler" for a whole checkpoint.'
+                f"{files[1]} does not exist. A scheduler is read from {CONFIG_FILE}. Give the folder that "
+                f'holds it, or subfolder="scheduler" for a whole checkpoint.',
+                parameter="subfolder",
             )
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON ({error}). Fetch the checkpoint again.") from error
-        return cls.from_config(config, **where)
+            raise CheckpointError(f"{file} is not JSON ({error}). Download the checkpoint again.") from error
+        return cls.from_config(config, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `scheduler_config.json`, which diffusers reads too."""
+        """Write `scheduler_config.json`, which diffusers can read too."""
         config = {key: value for key, value in self.config.items() if key != _DEFAULTED}
         config.setdefault("_diffusers_version", "0.42.0")
         path = Path(folder)
@@ -198,22 +201,24 @@ class Scheduler:
         if len(names) != 1:
             raise InputError(
                 f"{' and '.join(names) or 'Nothing'} given. A run takes exactly one of num_inference_steps, "
-                f"timesteps and sigmas; leave out the others."
+                f"timesteps and sigmas; leave out the others.",
+                parameter=names[-1] if names else "num_inference_steps",
             )
         if steps is not None:
             if not 1 <= steps <= len(self):
                 raise InputError(
                     f"num_inference_steps is {steps}, but this model was trained with {len(self)} timesteps. "
-                    f"Give a number from 1 to {len(self)}."
+                    f"Give a number from 1 to {len(self)}.",
+                    parameter="num_inference_steps",
                 )
             return
         name = names[0]
         if name not in self.accepts:
-            from retouch.schedulers import those_accepting
+            from retouch.schedulers import names_accepting
 
             raise InputError(
                 f"{type(self).__name__} does not take custom {name}. Those that do: "
-                f"{', '.join(those_accepting(name))}. Use one of them, or give num_inference_steps.",
+                f"{', '.join(names_accepting(name))}. Use one of them, or give num_inference_steps.",
                 parameter=name,
             )
         values = np.asarray(given[name], dtype=np.float64)
@@ -221,7 +226,8 @@ class Scheduler:
         if values.ndim != 1 or len(values) < least or not np.isfinite(values).all() or values.min() < 0:
             raise InputError(
                 f"{name} is {given[name]}. It must be a list of at least {least} finite numbers, none "
-                f"below 0. Correct the list, or give num_inference_steps."
+                f"below 0. Correct the list, or give num_inference_steps.",
+                parameter=name,
             )
 
     @staticmethod
@@ -233,7 +239,7 @@ class Scheduler:
                 parameter=name,
             )
 
-    # From here on: diffusers' way of driving a scheduler, one run at a time.
+    # The methods below are those of diffusers' schedulers, for one run at a time.
 
     def set_timesteps(
         self,
@@ -241,9 +247,12 @@ class Scheduler:
         device: torch.device | str | None = None,
         timesteps: Sequence[int | float] | None = None,
         sigmas: Sequence[float] | None = None,
-        **more: Any,
+        **options: Any,
     ) -> None:
-        self._plan = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, device=device, **more)
+        """Start the private plan that the methods below work on; takes the arguments of `plan`."""
+        self._plan = self.plan(
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas, device=device, **options
+        )
         self.num_inference_steps = num_inference_steps or -(-len(self._plan) // self.order)
         self._step_index = self._begin_index = None
 
@@ -286,10 +295,11 @@ class Scheduler:
         if not found:
             raise InputError(
                 f"{value} is not among this scheduler's {len(self._current.steps)} timesteps. "
-                f"Pass one of scheduler.timesteps; call set_timesteps first."
+                f"Pass one of scheduler.timesteps; call set_timesteps first.",
+                parameter="timestep",
             )
-        # A timestep that occurs twice: entering there must not skip its first half (Heun's second
-        # evaluation has the timestep of the next step).
+        # Heun's second evaluation has the timestep of the next step, so a timestep may occur twice. A run
+        # starts at the second place, which is the start of a step.
         return found[0] if len(found) == 1 else found[1]
 
     def _locate(self, timestep: int | float | Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Trajectory consistency distillation (arXiv:2402.19159), with `eta` as what the paper calls gamma."""
+"""Trajectory consistency distillation (arXiv:2402.19159). `eta` is the paper's gamma."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class TCDPlan(AlphaPlan):
         if not 0 <= self.eta <= 1:
             raise InputError(
                 f"eta is {self.eta}. TCD takes 0 (no fresh noise) to 1 (as much as LCM). "
-                f"Give a number in that range."
+                f"Give a number in that range.",
+                parameter="eta",
             )
         kind = self.settings["prediction_type"]
         alpha = self.alpha(int(self.timestep_values[step.index]))
         signal, noise = alpha**0.5, (1 - alpha) ** 0.5
         original = predicted_original(kind, prediction, latents, signal, noise)
         epsilon = predicted_noise(kind, prediction, latents, signal, noise)
-        # Further down than the next step by (1 - eta), then back up to it with fresh noise. The product
-        # is float32 because one rounded up to a whole number would be the next timestep.
-        after = self.timestep_after(step, at_the_end=0)
+        # Go down to (1 - eta) times the next timestep, then back up with fresh noise. The product is float32,
+        # as in the reference: another rounding could give another whole number.
+        after = self.timestep_after(step, final=0)
         alpha_below = self.alpha(int(torch.floor((1 - self.eta) * torch.tensor(after))))
         moved = alpha_below**0.5 * original + (1 - alpha_below) ** 0.5 * epsilon
         if self.eta > 0 and not step.is_last:
@@ -46,7 +47,7 @@ class TCDScheduler(DistilledScheduler):
         timestep: int | float | Tensor,
         sample: Tensor,
         *,
-        eta: float = 0.3,  # diffusers' default here, where its pipelines pass 0
+        eta: float = 0.3,  # diffusers' default; its pipelines pass 0
         generator: Generator | Sequence[Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, ...]:

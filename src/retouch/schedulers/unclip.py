@@ -1,4 +1,4 @@
-"""UnCLIP (arXiv:2204.06125): DDPM as diffusion priors use it, with its own timesteps and rounding."""
+"""UnCLIP (arXiv:2204.06125): DDPM for diffusion priors, with its own timesteps and rounding."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from retouch.schedulers.scheduler import SchedulerOutput
 
 
 class UnCLIPPlan(DDPMPlan):
-    def share_of_step(self, timestep: int, after: int) -> tuple[Tensor, Tensor]:
-        # Where no timestep is left out, the training's own beta. Near the clean end, where the last step
-        # is, the quotient of two products of alphas holds but three digits of it.
-        beta = super().share_of_step(timestep, after)[1]
+    def alpha_and_beta(self, timestep: int, after: int) -> tuple[Tensor, Tensor]:
+        # A step to the next timestep of training has a beta of the training schedule. Near the clean end, a
+        # quotient of two products of alphas has only three correct digits of it.
+        beta = super().alpha_and_beta(timestep, after)[1]
         if after == timestep - 1:
             beta = self.noise_schedule.betas[timestep]
         return 1 - beta, beta
@@ -41,9 +41,9 @@ class UnCLIPScheduler(DiffusionScheduler):
         "variance_type": ("fixed_small_log", "learned_range"),
     }
 
-    def space_timesteps(self, steps: int, **how: Any) -> np.ndarray:
+    def space_timesteps(self, steps: int, **options: Any) -> np.ndarray:
         first = len(self) - 1
-        # Both ends of the training's timesteps are among them; a single step starts from pure noise.
+        # They include both ends of the training schedule; a single step starts from pure noise.
         return np.linspace(0, first, steps).round()[::-1] if steps > 1 else np.array([first])
 
     def step(
@@ -52,7 +52,7 @@ class UnCLIPScheduler(DiffusionScheduler):
         timestep: int | float | Tensor,
         sample: Tensor,
         prev_timestep: int | Tensor | None = None,
-        **how: Any,
+        **options: Any,
     ) -> SchedulerOutput | tuple[Tensor, ...]:
-        """`prev_timestep` is for old code: a plan knows where its step goes."""
-        return super().step(model_output, timestep, sample, **how)
+        """Take a step. `prev_timestep` is accepted and ignored: a plan knows its next timestep."""
+        return super().step(model_output, timestep, sample, **options)

@@ -39,7 +39,7 @@ class UniPCPlan(ExponentialPlan):
 
     def order_of(self, step: Step) -> int:
         order = min(self.settings["solver_order"], len(self.outputs))
-        # To sigma 0 the way over lambda is infinite, and no polynomial reaches so far.
+        # Down to sigma 0 the interval in lambda is infinite, too long for a polynomial of higher order.
         if self.settings["lower_order_final"] or self.sigmas[step.index + 1] == 0:
             return min(order, len(self.steps) - step.index)
         return order
@@ -49,7 +49,7 @@ class UniPCPlan(ExponentialPlan):
         return [index - back for back in range(1, order)]
 
     def integrate(self, latents: Tensor, start: int, nodes: list[int]) -> Tensor:
-        """One step from `start` with the outputs at `nodes`; with the one at its end, it is the corrector."""
+        """Take one step from `start` with the outputs at `nodes`; with the output at its end, correct it."""
         kept, weight, z = self.integrator(start, start + 1)
         growth = torch.expm1(z)
         moved = kept * latents - weight * growth * self.outputs[start]
@@ -58,14 +58,14 @@ class UniPCPlan(ExponentialPlan):
         scale = z if self.settings["solver_type"] == "bh1" else growth
         quotients = self.quotients(start, start + 1, nodes)
         shares = self.shares(torch.stack([distance for distance, _ in quotients]), z, scale)
-        bend = sum(share * quotient for share, (_, quotient) in zip(shares, quotients, strict=True))
-        return moved - weight * scale * bend
+        change = sum(share * quotient for share, (_, quotient) in zip(shares, quotients, strict=True))
+        return moved - weight * scale * change
 
     @staticmethod
     def shares(distances: Tensor, z: Tensor, scale: Tensor) -> Tensor:
-        """How much each difference quotient counts: equation 10 of the paper."""
+        """Return the weight of each difference quotient, by equation 10 of the paper."""
         if len(distances) == 1:
-            return torch.tensor([0.5])  # for one, the paper's simplification
+            return torch.tensor([0.5])  # the paper's simplification for a single one
         powers, wanted = [], []
         rest = torch.expm1(z) / z - 1
         for power in range(len(distances)):
@@ -108,14 +108,15 @@ class UniPCMultistepScheduler(ExponentialScheduler):
     }
 
     def __init__(self, **settings: Any) -> None:
-        # Words of the DPM solvers and DEIS, whose settings are often handed over: the nearest of ours.
+        # Settings of the DPM solvers and DEIS are often taken over; they become the nearest of ours.
         if settings.get("solver_type") in ("midpoint", "heun", "logrho"):
             settings["solver_type"] = "bh2"
         super().__init__(**settings)
         if not self.settings["predict_x0"] and self.settings["final_sigmas_type"] == "zero":
             raise ConfigError(
-                'predict_x0 = False cannot go down to final_sigmas_type = "zero": noise has no direction '
-                'there. Set final_sigmas_type="sigma_min", or predict_x0=True.'
+                'predict_x0 = False cannot end at final_sigmas_type = "zero": its last step would be '
+                'infinitely long. Set final_sigmas_type="sigma_min", or predict_x0=True.',
+                parameter="final_sigmas_type",
             )
 
     def final_sigma_after(self, levels: np.ndarray) -> float:

@@ -115,7 +115,7 @@ def test_settings_that_are_not_supported_are_refused(settings: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "request_", "parameter", "message"),
+    ("settings", "given", "parameter", "message"),
     [
         ({"use_dynamic_shifting": True}, {"num_inference_steps": 4}, "mu", "use_dynamic_shifting"),
         ({}, {"sigmas": [1.0, 0.5, 0.0]}, "sigmas", "above 0"),
@@ -127,10 +127,10 @@ def test_settings_that_are_not_supported_are_refused(settings: dict[str, Any]) -
     ids=str,
 )
 def test_requests_that_cannot_be_met_are_refused(
-    settings: Any, request_: Any, parameter: str, message: str
+    settings: Any, given: Any, parameter: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        FlowMatchEulerDiscreteScheduler(**settings).plan(**request_)
+        FlowMatchEulerDiscreteScheduler(**settings).plan(**given)
     assert caught.value.parameter == parameter
 
 

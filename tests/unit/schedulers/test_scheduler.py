@@ -90,8 +90,9 @@ def test_diffusers_style_calls_in_any_order() -> None:
     steps = list(plan)
     assert torch.equal(late, plan.advance(prediction, steps[-1], sample))
     assert torch.equal(early, plan.advance(prediction, steps[0], sample))
-    with pytest.raises(InputError, match="not among"):
+    with pytest.raises(InputError, match="not among") as caught:
         scheduler.step(prediction, 999, sample)
+    assert caught.value.parameter == "timestep"
 
 
 @pytest.mark.parametrize("make", [EulerDiscreteScheduler, HeunDiscreteScheduler])
@@ -195,12 +196,13 @@ def test_names() -> None:
     ],
 )
 def test_settings_that_are_not_supported_are_refused(make: Any, settings: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         make(**settings)
+    assert caught.value.parameter == list(settings)[-1]
 
 
 @pytest.mark.parametrize(
-    ("make", "request_", "message"),
+    ("make", "given", "message"),
     [
         (DDIMScheduler, {}, "exactly one of"),
         (DDIMScheduler, {"num_inference_steps": 1001}, "1 to 1000"),
@@ -218,21 +220,24 @@ def test_settings_that_are_not_supported_are_refused(make: Any, settings: Any, m
         (PNDMScheduler, {"num_inference_steps": 3}, "skip_prk_steps=True"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused(make: Any, request_: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make().plan(**request_)
+def test_requests_that_cannot_be_met_are_refused(make: Any, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make().plan(**given)
+    assert caught.value.parameter == list(given or {"num_inference_steps": None})[-1]
 
 
 def test_karras_and_custom_timesteps_contradict_each_other() -> None:
-    with pytest.raises(InputError, match="use_karras_sigmas=False"):
+    with pytest.raises(InputError, match="use_karras_sigmas=False") as caught:
         EulerDiscreteScheduler(use_karras_sigmas=True).plan(timesteps=[900, 100])
+    assert caught.value.parameter == "timesteps"
 
 
 def test_tcd_refuses_an_eta_outside_its_range() -> None:
     plan = TCDScheduler().plan(2, eta=1.5)
     latents = noise_for((1, 4, 4, 4), 1)
-    with pytest.raises(InputError, match=r"eta is 1\.5"):
+    with pytest.raises(InputError, match=r"eta is 1\.5") as caught:
         plan.advance(latents, next(iter(plan)), latents)
+    assert caught.value.parameter == "eta"
 
 
 def test_saved_settings_are_plain_json(tmp_path: Path) -> None:

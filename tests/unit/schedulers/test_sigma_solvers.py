@@ -215,7 +215,7 @@ def test_settings_that_are_not_supported_are_refused(make: Any, settings: Any, m
 
 
 @pytest.mark.parametrize(
-    ("make", "settings", "request_", "message"),
+    ("make", "settings", "given", "message"),
     [
         (LMSDiscreteScheduler, {}, {"timesteps": [900, 100]}, "Heun.*DPMSolverMultistep.*Singlestep"),
         (UniPCMultistepScheduler, {}, {"sigmas": [9.0, 0.0]}, "does not take custom sigmas"),
@@ -228,8 +228,7 @@ def test_settings_that_are_not_supported_are_refused(make: Any, settings: Any, m
         (HeunDiscreteScheduler, {"use_beta_sigmas": True}, {"timesteps": [9, 1]}, "use_beta_sigmas=False"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused(
-    make: Any, settings: Any, request_: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        make(**settings).plan(**request_)
+def test_requests_that_cannot_be_met_are_refused(make: Any, settings: Any, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make(**settings).plan(**given)
+    assert caught.value.parameter == list(given)[-1]
