@@ -24,6 +24,7 @@ from retouch.checkpoints.profile import Profile
 from retouch.editing.settings import scheduled_steps
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
+from retouch.images.mask import Mask
 from training.data import Composer, Pictures
 
 SIDE = 128
@@ -163,7 +164,9 @@ def joined(pictures: np.ndarray, painted: np.ndarray, holes: np.ndarray, method:
     feather = 0.02 * SIDE
     how = {"feather": feather, "method": method, "reach": feather / 2 + FACTOR}
     triples = zip(pictures, painted, holes, strict=True)
-    return np.stack([join(picture, new, hole.astype(np.float32), **how) for picture, new, hole in triples])
+    return np.stack(
+        [join(picture, new, Mask(hole.astype(np.float32)), **how) for picture, new, hole in triples]
+    )
 
 
 def defaults(folder: Path, verb: str) -> dict[str, Any]:

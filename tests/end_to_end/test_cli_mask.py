@@ -97,12 +97,12 @@ def test_the_preview_shows_the_mask_in_red(photo: np.ndarray) -> None:
 
 
 def test_the_mask_is_one_for_inpaint_and_erase() -> None:
-    from retouch.images.holes import read_hole
+    from retouch.images.mask import Mask
 
     answer = answered("mask", "photo.png", "--ellipse", "30,20,90,80")
     assert answer["output"] == "photo-mask.png" and answer["preview"] is None
-    hole = read_hole("photo-mask.png", SIZE)
-    assert (list(hole.box), hole.coverage) == (answer["box"], answer["coverage"])
+    mask = Mask.of_photo("photo-mask.png", SIZE)
+    assert (list(mask.box), mask.coverage) == (answer["box"], answer["coverage"])
     assert answer["box"] == [30, 20, 90, 80]
 
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 
-from retouch.images.masks import crop_region, harden, mask_values
+from retouch.images.mask import Mask
 from retouch.images.overlay import apply_overlay
 from retouch.images.processor import VaeImageProcessor
-from retouch.images.sizes import crop_to, pad_mask, pad_pixels, resize_picture
+from retouch.images.sizes import crop_to, pad_pixels, resize_picture
 
 quick = settings(max_examples=60, deadline=None)
 sides = st.integers(1, 70)
@@ -39,7 +39,7 @@ def test_crop_region_holds_the_mask_its_padding_and_the_aspect(
 ) -> None:
     mask, (left, top, right, bottom) = boxed
     limit_y, limit_x = mask.shape
-    x1, y1, x2, y2 = crop_region(Image.fromarray(mask), width, height, pad)
+    x1, y1, x2, y2 = VaeImageProcessor.get_crop_region(Image.fromarray(mask), width, height, pad)
     assert 0 <= x1 <= max(left - pad, 0) and min(right + pad, limit_x) <= x2 <= limit_x
     assert 0 <= y1 <= max(top - pad, 0) and min(bottom + pad, limit_y) <= y2 <= limit_y
     # One pixel of rounding, in the direction that was widened; where there is no room, all of it is used.
@@ -71,7 +71,7 @@ def test_outside_of_the_mask_every_byte_stays_with_a_crop_too(
     boxed: tuple[np.ndarray, tuple[int, int, int, int]], seed: int, pad: int
 ) -> None:
     mask, (left, top, right, bottom) = boxed
-    crop = crop_region(Image.fromarray(mask), 64, 48, pad)
+    crop = VaeImageProcessor.get_crop_region(Image.fromarray(mask), 64, 48, pad)
     original = Image.fromarray(noise(seed, *mask.shape, 3))
     result = apply_overlay(Image.fromarray(mask), original, Image.new("RGB", (64, 48), (10, 200, 30)), crop)
     pixels = np.asarray(result).copy()
@@ -85,14 +85,16 @@ def test_padding_then_cropping_changes_nothing(
     height: int, width: int, channels: int, multiple: int, seed: int
 ) -> None:
     pixels = torch.from_numpy(noise(seed, 2, channels, height, width)).float()
-    padded, mask = pad_pixels(pixels, multiple), pad_mask(pixels, multiple)
-    for grown in padded, mask:
-        assert grown.shape[-2] % multiple == 0 and 0 <= grown.shape[-2] - height < multiple
-        assert grown.shape[-1] % multiple == 0 and 0 <= grown.shape[-1] - width < multiple
-        assert crop_to(grown, height, width).equal(pixels)
+    mask = Mask(noise(seed, height, width) / np.float32(255))
+    padded, kept = pad_pixels(pixels, multiple), mask.padded(multiple)
+    for padded_height, padded_width in padded.shape[-2:], kept.levels.shape:
+        assert padded_height % multiple == 0 and 0 <= padded_height - height < multiple
+        assert padded_width % multiple == 0 and 0 <= padded_width - width < multiple
+    assert crop_to(padded, height, width).equal(pixels)
     assert padded[..., height:, :width].eq(pixels[..., -1:, :]).all()
     assert padded[..., width:].eq(padded[..., width - 1 : width]).all()
-    assert mask.sum() == pixels.sum()  # zeros, and nothing else, were added
+    np.testing.assert_array_equal(kept.cropped((0, 0, width, height)).levels, mask.levels)
+    assert np.count_nonzero(kept.levels) == np.count_nonzero(mask.levels)
 
 
 @quick
@@ -111,18 +113,21 @@ def test_hardening_is_idempotent_and_leaves_the_input_alone(height: int, width: 
 def test_a_mask_says_the_same_in_every_form(height: int, width: int, seed: int) -> None:
     levels = noise(seed, height, width)
     assume(levels.max() > 1)
-    expected = mask_values(Image.fromarray(levels))
+    (expected,) = Mask.read(Image.fromarray(levels))
     fractions = levels.astype(np.float32) / 255
     for form in (
         levels,
         fractions,
         torch.from_numpy(fractions),
         Image.fromarray(levels.astype(np.uint16) * 257),
+        expected.image(),
     ):
-        assert mask_values(form).equal(expected)
-    hard = harden(expected)
-    assert mask_values(hard[0, 0].bool().numpy()).equal(hard)
-    assert mask_values(Image.fromarray(hard[0, 0].bool().numpy())).equal(hard)
+        (mask,) = Mask.read(form)
+        np.testing.assert_array_equal(mask.levels, expected.levels)
+    hard = expected.hardened()
+    for form in (hard.hard, Image.fromarray(hard.hard), hard.image(), hard.tensor()):
+        (mask,) = Mask.read(form)
+        np.testing.assert_array_equal(mask.levels, hard.levels)
 
 
 @quick

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from retouch.editing.compare import Comparison
+    from retouch.images.mask import Mask
+    from retouch.images.photo import Photo
 
 WHAT = "What is compared"
 
@@ -106,20 +108,18 @@ def compare(
     check_targets([target] if table is None else [target, table], overwrite=overwrite)
 
     from retouch.editing.compare import compare as compared
-    from retouch.images.holes import read_hole
+    from retouch.images.mask import Mask
     from retouch.images.photo import Photo, check_holds
 
     check_holds(target, "RGB")
     picture = Photo.open(photo)
-    hole = read_hole(as_mask(mask), picture.size).image()
+    read = Mask.of_photo(as_mask(mask), picture.size)
     names = model or [model_or_builtin(os.environ.get("RETOUCH_MODEL"))]
     samplers = varied.pop("scheduler", fixed.pop("scheduler", [None]))
     where = Model(None, variant, device, dtype, pickled)
     pipelines, side = _pipelines(names, samplers, where)
-    shown, hole = _scaled(picture, hole, size or side)
     comparison = compared(
-        shown,
-        hole,
+        *_scaled(picture, read, size or side),
         prompts or [""],
         pipelines,
         seed or [0],
@@ -178,16 +178,16 @@ def _pipelines(names: list[str], samplers: list[str | None], where: Model) -> tu
     return columns, side
 
 
-def _scaled(photo: Any, hole: Image.Image, side: int) -> tuple[Image.Image, Image.Image]:
-    """Photo and hole with a longest side of at most `side`."""
+def _scaled(photo: Photo, mask: Mask, side: int) -> tuple[Image.Image, Mask]:
+    """Return photo and mask with a longest side of at most `side`."""
     from PIL import Image
 
     picture = Image.fromarray(photo.rgb)
     factor = side / max(picture.size)
     if factor >= 1:
-        return picture, hole
+        return picture, mask
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS), hole.resize(size, Image.Resampling.BILINEAR)
+    return picture.resize(size, Image.Resampling.LANCZOS), mask.resized(*size)
 
 
 def _tell(comparison: Comparison, target: Path, table: Path | None, *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,9 @@ from retouch.cli.options import OUTPUT, JsonFlag, OverwriteFlag, PhotoArgument, 
 from retouch.cli.say import answer
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
-    from retouch.images.holes import Hole
+    from retouch.images.mask import Mask
     from retouch.images.photo import Photo
 
 MARK, EDGE = "What to mark (several add up)", "Its edge"
@@ -73,10 +71,8 @@ def mask(
     targets = [target] if preview is None else [target, preview]
     check_targets(targets, overwrite=overwrite)
 
-    from PIL import Image
-
     from retouch.images import selection
-    from retouch.images.holes import read_hole
+    from retouch.images.mask import Mask
     from retouch.images.photo import Photo, check_holds
 
     for path in targets:
@@ -90,14 +86,14 @@ def mask(
         parts += [selection.object_in(pixels, each) for each in objects]
     if alpha:
         parts.append(selection.transparent(opened.image))
-    hole = read_hole(parts, opened.size, invert=invert, grow=grow)
-    values = _faded(hole, feather)
+    marked = Mask.of_photo(parts, opened.size, invert=invert, grow=grow)
+    grey = (marked.softened(feather) if feather else marked).image()
     with written(target) as temporary:
-        Image.fromarray(values).save(temporary)
+        grey.save(temporary)
     if preview is not None:
         with written(preview) as temporary:
-            _overlay(opened, values).save(temporary)
-    _tell(target, preview, opened.size, hole, as_json=json)
+            _overlay(opened, grey).save(temporary)
+    _tell(target, preview, marked, as_json=json)
 
 
 def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
@@ -114,44 +110,30 @@ def _numbers(text: str, count: int, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def _faded(hole: Hole, feather: float) -> np.ndarray:
-    """The hole's levels; what is white stays white, and fades out around it."""
-    import numpy as np
-
-    from retouch.images.join import softened
-
-    levels = hole.levels.copy()
-    if feather:
-        left, top, right, bottom = hole.box
-        reach = math.ceil(feather) + 1
-        part = levels[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
-        part[:] = np.rint(255 * softened(part.astype(np.float32) / 255, feather))
-    return levels
-
-
-def _overlay(photo: Photo, values: np.ndarray) -> Image.Image:
+def _overlay(photo: Photo, grey: Image.Image) -> Image.Image:
+    """Return the photo with the mask in red over it."""
     from PIL import Image
 
-    share = Image.fromarray(values).point([round(0.55 * level) for level in range(256)])
+    share = grey.point([round(0.55 * level) for level in range(256)])
     return Image.composite(Image.new("RGB", photo.size, _RED), Image.fromarray(photo.rgb), share)
 
 
-def _tell(target: Path, preview: Path | None, size: tuple[int, int], hole: Hole, *, as_json: bool) -> None:
+def _tell(target: Path, preview: Path | None, marked: Mask, *, as_json: bool) -> None:
     if as_json:
         answer(
             {
                 "output": str(target),
                 "preview": None if preview is None else str(preview),
-                "width": size[0],
-                "height": size[1],
-                "coverage": hole.coverage,
-                "box": list(hole.box),
+                "width": marked.width,
+                "height": marked.height,
+                "coverage": marked.coverage,
+                "box": list(marked.box),
             }
         )
         return
-    left, top, right, bottom = hole.box
+    left, top, right, bottom = marked.box
     typer.echo(
-        f"{target}  {100 * hole.coverage:.2g} % of {size[0]}x{size[1]} is marked, within "
+        f"{target}  {100 * marked.coverage:.2g} % of {marked.width}x{marked.height} is marked, within "
         f"{left},{top},{right},{bottom}"
     )
     if preview is not None:

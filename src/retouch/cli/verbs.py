@@ -178,8 +178,9 @@ def _inputs(
     from retouch.editing.models import resolve
     from retouch.editing.options import Options
     from retouch.editing.settings import scheduler_named
+    from retouch.images.crops import crops
     from retouch.images.files import load_image
-    from retouch.images.holes import crops, read_hole
+    from retouch.images.mask import Mask
     from retouch.images.photo import Photo, check_holds
     from retouch.schedulers import DDIMScheduler
 
@@ -197,9 +198,9 @@ def _inputs(
     if isinstance(where, str):
         where = load_image(where, lambda opened: opened)
     reading = ("mask_mode", "invert", "grow", "fit_mask")
-    hole = read_hole(where, picture.size, **{name: options[name] for name in reading if name in options})
+    read = Mask.of_photo(where, picture.size, **{name: options[name] for name in reading if name in options})
     if "context" in options:
-        crops(hole, 512, context=options["context"])
+        crops(read, 512, context=options["context"])
     return picture, where
 
 

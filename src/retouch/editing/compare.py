@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from retouch.checkpoints.profile import Profile
 from retouch.errors import InputError
+from retouch.images.crops import context_in_pixels
 from retouch.images.files import load_image
-from retouch.images.holes import context_in_pixels
+from retouch.images.mask import Mask
 from retouch.images.seam import change, seam_score
 from retouch.pipelines.pipeline import Pipeline
 
@@ -87,7 +88,8 @@ def compare(
     labels: {"simple": ..., "inpainting": ...}; without any it is the model that the verbs would take. Where a
     checkpoint says what settings it likes, those hold for what is not given.
     """
-    picture, hole = load_image(image), load_image(mask).convert("L")
+    picture = load_image(image)
+    read = mask if isinstance(mask, Mask) else Mask.read(load_image(mask), "mask")[0]
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     columns = _columns(_loaded(pipelines), vary or {})
@@ -98,12 +100,12 @@ def compare(
         )
     rows = list(itertools.product(prompts, seeds))
     results = [
-        _one(label, pipeline, picture, hole, prompt, seed, {**_liked(pipeline, hole), **settings, **extra})
+        _one(label, pipeline, picture, read, prompt, seed, {**_liked(pipeline, read), **settings, **extra})
         for prompt, seed in rows
         for label, pipeline, extra in columns
     ]
     labels = [f"{prompt or '(empty prompt)'}\nseed {seed}" for prompt, seed in rows]
-    return Comparison(results, _sheet(picture, hole, [label for label, *_ in columns], labels, results))
+    return Comparison(results, _sheet(picture, read, [label for label, *_ in columns], labels, results))
 
 
 def _loaded(given: Any) -> Any:
@@ -117,14 +119,14 @@ def _loaded(given: Any) -> Any:
     return given if isinstance(given, Pipeline) else load_pipeline(given)
 
 
-def _liked(pipeline: Pipeline, hole: Image.Image) -> dict[str, Any]:
+def _liked(pipeline: Pipeline, mask: Mask) -> dict[str, Any]:
     """The settings that a checkpoint says are good, in the words of a call."""
     said = Profile.of(pipeline.name_or_path).defaults_of("inpaint")
     words = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
     liked = {words[name]: value for name, value in said.items() if name in words}
-    box = hole.getbbox()
-    if "context" in said and box is not None:
-        longer = max(box[2] - box[0], box[3] - box[1])
+    if "context" in said and not mask.is_empty:
+        left, top, right, bottom = mask.box
+        longer = max(right - left, bottom - top)
         liked["padding_mask_crop"] = round(context_in_pixels(said["context"], longer))
     return liked
 
@@ -153,7 +155,7 @@ def _one(
     column: str,
     pipeline: Pipeline,
     image: Image.Image,
-    mask: Image.Image,
+    mask: Mask,
     prompt: str,
     seed: int,
     settings: Mapping[str, Any],
@@ -178,7 +180,7 @@ def _one(
 
 def _sheet(
     image: Image.Image,
-    mask: Image.Image,
+    mask: Mask,
     columns: Sequence[str],
     rows: Sequence[str],
     results: Sequence[Result],
@@ -192,7 +194,7 @@ def _sheet(
     cell = (size[0] + gap, size[1] + 2 * line + gap)
     page = Image.new("RGB", (gap + cell[0] * (len(columns) + 1), head + cell[1] * len(rows)), "white")
     draw = ImageDraw.Draw(page)
-    holed = Image.composite(Image.new("RGB", image.size, "white"), image, mask)
+    holed = Image.composite(Image.new("RGB", image.size, "white"), image, mask.image())
 
     def write(x: int, y: int, text: str) -> None:
         for index, part in enumerate(text.split("\n")):

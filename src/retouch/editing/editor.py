@@ -24,7 +24,8 @@ from retouch.editing.result import Edit
 from retouch.editing.settings import scheduler_named
 from retouch.editing.speed import settings_of
 from retouch.errors import InputError
-from retouch.images.holes import crops, read_hole
+from retouch.images.crops import crops
+from retouch.images.mask import Mask
 from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.progress import Recording
@@ -76,8 +77,8 @@ class Editor:
         wanted = self._options("outpaint", defaults, prompt=prompt, **options)
         opened = Photo.open(photo)
         margins = _margins(opened.size, (left, top, right, bottom), aspect)
-        canvas, hole = opened.extended(*margins)
-        return self._edit("outpaint", canvas, hole, wanted, {"margins": list(margins)})
+        canvas, added = opened.extended(*margins)
+        return self._edit("outpaint", canvas, added, wanted, {"margins": list(margins)})
 
     def _options(self, verb: str, defaults: dict[str, Any], **given: Any) -> Options:
         """The caller's options, else those of the speed, the checkpoint and the verb; with a word on the
@@ -121,14 +122,13 @@ class Editor:
             **(extra or {}),
             "seed": seed,
         }
-        hole = job.hole
         return Edit(
             images,
             seeds,
             seams,
-            hole.image(),
+            job.mask.image(),
             job.crops,
-            hole.coverage,
+            job.mask.coverage,
             settings,
             job.timings,
             photo,
@@ -139,7 +139,7 @@ class Editor:
         pipeline = self._front(options)
         recording = Recording.wanted(options.record)
         working = options.size or pipeline.default_size
-        hole = read_hole(
+        read = Mask.of_photo(
             mask,
             photo.size,
             mask_mode=options.mask_mode,
@@ -148,14 +148,14 @@ class Editor:
             fit_mask=options.fit_mask,
         )
         parts = crops(
-            hole,
+            read,
             working,
             context=options.context,
             feather=options.feather or 0,
             factor=pipeline.layout.multiple,
             square=self.profile.square_crops,
         )
-        return Job(photo, hole, parts, options, working, pipeline, self._cache, recording)
+        return Job(photo, read, parts, options, working, pipeline, self._cache, recording)
 
     def _front(self, options: Options) -> Pipeline:
         """The pipeline with this edit's scheduler; the editor's own is not touched."""

@@ -14,10 +14,10 @@ from PIL import Image
 
 from retouch.editing.speed import chosen_speed
 from retouch.errors import InputError
-from retouch.images.fill import Fill
-from retouch.images.holes import MaskMode
-from retouch.images.join import Method
 from retouch.families.call import check_interval
+from retouch.images.fill import Fill
+from retouch.images.join import Method
+from retouch.images.mask import MaskMode
 
 
 @dataclass(frozen=True)

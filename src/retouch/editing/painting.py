@@ -22,9 +22,10 @@ from retouch.editing.memory import with_fallbacks, with_tiled_vae
 from retouch.editing.options import Options, Update
 from retouch.editing.settings import scheduled_steps
 from retouch.errors import Cancelled
+from retouch.images.crops import Crop
 from retouch.images.fill import fill_hole
-from retouch.images.holes import Crop, Hole
-from retouch.images.join import join, softened
+from retouch.images.join import join
+from retouch.images.mask import Mask
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
@@ -40,7 +41,7 @@ class Job:
     """One verb on one photo: what every crop and variation of it shares."""
 
     photo: Photo
-    hole: Hole
+    mask: Mask
     crops: list[Crop]
     options: Options
     working_size: int
@@ -67,7 +68,7 @@ class _Painting:
     pipeline: Pipeline
     crop: Crop
     given: np.ndarray  # the photo there
-    hole: np.ndarray  # 0 to 1
+    mask: Mask  # of the crop
     feather: float  # in pixels of the photo
     reach: float  # how far from the hole the model paints, in pixels of the photo
     seed: int
@@ -80,12 +81,11 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
     crop, layout, options = job.crops[index], job.pipeline.layout, job.options
     with job.timed("prepare"):
         given = job.photo.pixels(crop.box)
-        hole = crop.of(job.hole.levels).astype(np.float32) / 255
+        mask = job.mask.cropped(crop.box)
         # By default a fiftieth of the crop, which is one latent or two.
         feather = max(1.0, 0.02 * max(crop.size)) if options.feather is None else options.feather
-        reach = feather / 2 + layout.stride * max(crop.size) / max(
-            crop.width, crop.height
-        )  # and the latent there
+        # The model paints whole latents.
+        reach = feather / 2 + layout.stride * max(crop.size) / max(crop.width, crop.height)
 
     def attempt(pipeline: Pipeline, share: float = 1.0) -> np.ndarray:
         multiple = layout.multiple
@@ -93,7 +93,7 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
             max(multiple, int(side * share) // multiple * multiple) for side in (crop.width, crop.height)
         )
         smaller = replace(crop, width=width, height=height)
-        painting = _Painting(job, pipeline, smaller, given, hole, feather, reach, seed, index, variation)
+        painting = _Painting(job, pipeline, smaller, given, mask, feather, reach, seed, index, variation)
         return _painted(painting, refine=share == 1)
 
     def tiled() -> Pipeline:
@@ -109,12 +109,11 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
             ]
         )
     with job.timed("join"):
-        joined = join(given, painted, hole, feather=feather, method=options.join, reach=reach)
-        changed = (joined != given).any(axis=-1) | (hole >= 0.5)
+        joined = join(given, painted, mask, feather=feather, method=options.join, reach=reach)
+        changed = (joined != given).any(axis=-1) | mask.hard
     with job.timed("finish"):
-        # Where old and new count alike: the mask's edge would be deep in the new.
-        edge = Image.fromarray(255 * (softened(hole, feather) >= 0.5).astype(np.uint8))
-        return (crop.box, joined, changed), seam_score(Image.fromarray(joined), edge)
+        # In the middle of the feather, where old and new count alike.
+        return (crop.box, joined, changed), seam_score(Image.fromarray(joined), mask.softened(feather))
 
 
 def _painted(painting: _Painting, refine: bool) -> np.ndarray:
@@ -123,8 +122,7 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
     options, size, own = job.options, (crop.width, crop.height), crop.size
     picture = np.asarray(Image.fromarray(given).resize(size, Image.Resampling.LANCZOS))
     if options.fill != "original":
-        inside = np.asarray(Image.fromarray(painting.hole).resize(size, Image.Resampling.BOX)) > 0
-        picture = fill_hole(picture, inside, options.fill, seed=painting.seed)
+        picture = fill_hole(picture, painting.mask.touched(*size).inside, options.fill, seed=painting.seed)
     shrinks = size[0] * size[1] < _SHRINKS_TOO_MUCH * own[0] * own[1]
     refine = refine and not options.one_pass and shrinks
     second = math.ceil(_REFINE * options.steps) if refine else 0
@@ -133,7 +131,7 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
     coarse = np.asarray(result.resize(own, Image.Resampling.LANCZOS))
     if not refine:
         return coarse
-    joined = join(given, coarse, painting.hole, feather=painting.feather, reach=painting.reach)
+    joined = join(given, coarse, painting.mask, feather=painting.feather, reach=painting.reach)
     fine = Image.fromarray(joined).resize(_fine_size(own, job), Image.Resampling.LANCZOS)
     strength = min(_REFINE, options.strength)
     result = _call(painting, np.asarray(fine), strength, second, report, tile_size=job.working_size)
@@ -145,7 +143,8 @@ def _call(
 ) -> Image.Image:
     options, pipeline = painting.job.options, painting.pipeline
     height, width = pixels.shape[:2]
-    mask = _for_latents(painting, (width, height))
+    # Whole latents, so that no corner of what the mask covers is left over.
+    mask = painting.mask.softened(painting.feather).resized(width, height).touching(pipeline.layout.stride)
     arguments: dict[str, Any] = {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
@@ -168,18 +167,6 @@ def _call(
         report.end(steps)
         image: Image.Image = run.result().images[0]
     return image
-
-
-def _for_latents(painting: _Painting, size: tuple[int, int]) -> Image.Image:
-    """The mask for the pipeline: every latent that the hole or its feather touches, whole.
-
-    Of each latent the model looks at one pixel of the mask; a corner of what is to go would be left over.
-    """
-    levels = np.rint(255 * softened(painting.hole, painting.feather)).astype(np.uint8)
-    resized = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR))
-    factor = painting.pipeline.layout.stride
-    cells = resized.reshape(size[1] // factor, factor, size[0] // factor, factor).max(axis=(1, 3))
-    return Image.fromarray(np.kron(cells, np.ones((factor, factor), np.uint8)))
 
 
 def _fine_size(own: tuple[int, int], job: Job) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from retouch.images.holes import Crop
+from retouch.images.crops import Crop
 from retouch.images.modes import eight_bit
 from retouch.images.photo import Photo
 

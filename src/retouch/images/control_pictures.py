@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from retouch.errors import InputError
-from retouch.images.modes import luminance, plain_rgb
+from retouch.images.modes import plain_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 def make_inpaint_condition(image: Image.Image, mask: Image.Image) -> Tensor:
     """The picture as (1, 3, height, width) values from 0 to 1, with -1 where the mask is white."""
-    import torch  # takes a second, and whoever only opens pictures comes through the same door
+    import torch  # takes a second, which callers that only open pictures need not spend
 
-    picture, hole = plain_rgb(image), luminance(mask)
-    if picture.size != hole.size:
+    from retouch.images.mask import Mask
+
+    picture, (read, *_) = plain_rgb(image), Mask.read(mask)
+    if picture.size != read.size:
         raise InputError(
-            f"mask_image is {hole.width}x{hole.height} but image is {picture.width}x{picture.height}. They "
-            "must match; resize the mask with mask.resize(image.size)."
+            f"mask_image is {read.width}x{read.height} but image is {picture.width}x{picture.height}. They "
+            "must match; resize the mask with mask.resize(image.size).",
+            parameter="mask_image",
         )
     values = np.array(picture, np.float32) / 255
-    values[np.asarray(hole, np.float32) / 255 > 0.5] = -1
+    values[read.hard] = -1
     return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
 
 
@@ -39,7 +42,8 @@ def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Imag
 
     if not 0 <= low <= high:
         raise InputError(
-            f"low={low} and high={high} are no thresholds. Give 0 <= low <= high, such as 100, 200."
+            f"low={low} and high={high} are no thresholds. Give 0 <= low <= high, such as 100, 200.",
+            parameter="low",
         )
     edges = cv2.Canny(np.asarray(plain_rgb(image)), low, high)
     return Image.fromarray(edges).convert("RGB")
@@ -55,7 +59,8 @@ def scribble(image: Image.Image, threshold: float = 32) -> Image.Image:
 
     if not threshold > 0:
         raise InputError(
-            f"threshold={threshold} is not above 0. Give 32, say; fewer strokes pass a higher one."
+            f"threshold={threshold} is not above 0. Give 32, say; fewer strokes pass a higher one.",
+            parameter="threshold",
         )
     values = np.asarray(plain_rgb(image), np.float32)
     fine, coarse = (cv2.GaussianBlur(values, (0, 0), sigma) for sigma in (0.5, 5.0))
@@ -69,7 +74,8 @@ def tile(image: Image.Image, factor: float = 1) -> Image.Image:
     if not 1 <= factor <= max(picture.size):
         raise InputError(
             f"factor={factor} is not between 1 (the picture itself) and {max(picture.size)} (its side). "
-            "Give 4 or 8, say."
+            "Give 4 or 8, say.",
+            parameter="factor",
         )
     width, height = (max(1, round(side / factor)) for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.BOX)

@@ -58,7 +58,8 @@ def load_image(
             )
     raise InputError(
         f"image is a {type(image).__name__}{', opened as text' if hasattr(image, 'read') else ''}. "
-        f"Accepted is {_ACCEPTED}. For an array use PIL.Image.fromarray."
+        f"Accepted is {_ACCEPTED}. For an array use PIL.Image.fromarray.",
+        parameter="image",
     )
 
 
@@ -73,13 +74,17 @@ def make_image_grid(
     if rows < 1 or cols < 1 or len(pictures) != rows * cols:
         raise InputError(
             f"{len(pictures)} pictures were given for {rows} rows and {cols} columns. Exactly rows * cols "
-            "pictures and at least one of each are accepted. Change rows and cols, or the list."
+            "pictures and at least one of each are accepted. Change rows and cols, or the list.",
+            parameter="images",
         )
     for index, picture in enumerate(pictures):
         require_picture(picture, f"images[{index}]")
     if resize is not None:
         if resize < 1:
-            raise InputError(f"resize is {resize}. A side of at least 1 pixel is accepted. Pass 256, say.")
+            raise InputError(
+                f"resize is {resize}. A side of at least 1 pixel is accepted. Pass 256, say.",
+                parameter="resize",
+            )
         pictures = [picture.resize((resize, resize)) for picture in pictures]
     width, height = pictures[0].size
     grid = Image.new("RGB", (cols * width, rows * height))
@@ -101,7 +106,8 @@ def _existing_file(path: Path) -> Path:
     if not is_file:
         found = "is a folder" if is_folder else "is neither a file nor a URL that we can read"
         raise InputError(
-            f"{_shown(path)} {found}. Accepted is {_ACCEPTED}. Check the spelling and the working folder."
+            f"{_shown(path)} {found}. Accepted is {_ACCEPTED}. Check the spelling and the working folder.",
+            parameter="image",
         )
     return path
 
@@ -115,7 +121,8 @@ def _decoded(
         raise _bomb(name, error) from error
     except PermissionError as error:
         raise InputError(
-            f"{name} may not be read ({error}). A readable file is accepted. Change its rights."
+            f"{name} may not be read ({error}). A readable file is accepted. Change its rights.",
+            parameter="image",
         ) from error
     except Exception as error:
         raise _not_a_picture(name, error) from error
@@ -165,14 +172,16 @@ def _not_a_picture(name: str, error: Exception) -> InputError:
     return InputError(
         f"{name} cannot be read as a picture{reason}: it is broken, cut off, or of another kind. Accepted "
         "are whole files of the formats that Pillow reads (PNG, JPEG, WebP, TIFF, GIF, ...). Open it in a "
-        "picture viewer and save it again as PNG; for HEIC, import and register pillow-heif first."
+        "picture viewer and save it again as PNG; for HEIC, import and register pillow-heif first.",
+        parameter="image",
     )
 
 
 def _bomb(name: str, error: Exception) -> InputError:
     return InputError(
         f"{name} has too many pixels ({error}). Pillow's limit against decompression bombs is accepted. If "
-        "you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS and load it again; else make it smaller."
+        "you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS and load it again; else make it smaller.",
+        parameter="image",
     )
 
 
@@ -186,7 +195,8 @@ def _data_url(url: str) -> bytes:
     except (ValueError, binascii.Error) as error:
         raise InputError(
             f"{_shown(url)} is not a valid data: URL ({error}). data:image/png;base64,... is accepted. "
-            f"Check that it was copied as a whole."
+            f"Check that it was copied as a whole.",
+            parameter="image",
         ) from error
 
 
@@ -227,5 +237,6 @@ def _body(response: http.client.HTTPResponse, url: str) -> bytes:
 def _failed_download(url: str, reason: str) -> InputError:
     return InputError(
         f"{_shown(url)} could not be downloaded: {reason}. An http(s) address that answers with a picture is "
-        f"accepted. Check the address and the network, or download the file and pass its path."
+        f"accepted. Check the address and the network, or download the file and pass its path.",
+        parameter="image",
     )

@@ -1,12 +1,12 @@
-"""Something in the hole before a model sees it: classical fills, which need no model.
+"""Classical fills: content for a hole before a model sees it, made without a model.
 
-A model that starts from the picture (strength below 1) takes up what it finds there, so what is under the
-hole matters: the thing to be rid of should not be it.
+A model that starts from the picture (strength below 1) continues what it finds there. Whatever the edit is
+meant to remove should not be in the hole then.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -22,19 +22,18 @@ _REACH = 5  # pixels around the hole that OpenCV's methods look at
 def fill_hole(
     pixels: np.ndarray, inside: np.ndarray, fill: Fill, *, seed: int = 0, color: Any = (127, 127, 127)
 ) -> np.ndarray:
-    """`pixels` (height, width, 3) of 8 bits with the hole filled; all else as it was.
+    """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
 
-    "blur" continues the surroundings smoothly, "telea" and "ns" (Navier-Stokes) carry lines on, "noise" has
-    the surroundings' colours at random, "color" is one colour, "original" leaves what is there.
+    "blur" continues the surroundings smoothly, "telea" and "ns" (Navier-Stokes) continue lines, "noise" is
+    random in the surroundings' colours, "color" is one colour, "original" changes nothing.
     """
-    if fill not in get_args(Fill):
-        raise InputError(f"fill={fill!r} is unknown. Accepted are {', '.join(get_args(Fill))}.")
     if fill == "original" or not inside.any():
         return pixels.copy()
     if inside.all() and fill not in ("noise", "color"):
         raise InputError(
             f"fill={fill!r} continues the surroundings, but the hole leaves none. Use fill='noise' or "
-            "fill='color'."
+            "fill='color'.",
+            parameter="fill",
         )
     if fill == "blur":
         values = pull_push(pixels, (~inside).astype(np.float32))

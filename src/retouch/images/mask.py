@@ -188,7 +188,7 @@ class Mask:
     def _of_channel(cls, picture: Image.Image, mode: MaskMode) -> Mask:
         """Read the brightness or the alpha of a picture, whichever holds the mask."""
         picture = eight_bit(picture, "mask")
-        has_alpha = "A" in picture.getbands()
+        has_alpha = picture.getbands()[-1] == "A"
         if not has_alpha and mode == "alpha":
             raise InputError(
                 f"mask_mode='alpha' was asked for, but the mask (mode {picture.mode}) has no alpha channel. "

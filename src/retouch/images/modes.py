@@ -13,17 +13,19 @@ from PIL import Image
 from retouch.errors import InputError
 
 
-def require_picture(image: Any, argument_name: str) -> Image.Image:
+def require_picture(image: Any, parameter: str) -> Image.Image:
     """Refuse what is not a Pillow picture with at least one pixel."""
     if not isinstance(image, Image.Image):
         raise InputError(
-            f"{argument_name} is a {type(image).__name__}. A PIL.Image.Image is accepted here. "
-            f"Load a file with retouch.utils.load_image, or wrap an array with PIL.Image.fromarray."
+            f"{parameter} is a {type(image).__name__}. A PIL.Image.Image is accepted here. "
+            f"Load a file with retouch.utils.load_image, or wrap an array with PIL.Image.fromarray.",
+            parameter=parameter,
         )
     if 0 in image.size:
         raise InputError(
-            f"{argument_name} is {image.width}x{image.height}, it has no pixels. At least 1x1 is accepted. "
-            f"Check the crop or the file that it came from."
+            f"{parameter} is {image.width}x{image.height}, it has no pixels. At least 1x1 is accepted. "
+            f"Check the crop or the file that it came from.",
+            parameter=parameter,
         )
     return image
 
@@ -45,12 +47,12 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def deep_values(image: Image.Image, argument_name: str = "image") -> np.ndarray:
+def deep_values(image: Image.Image, parameter: str = "image") -> np.ndarray:
     """A deep picture as floats from 0 to 1."""
-    return np.asarray(image).astype(np.float64) / deep_white(image, argument_name)
+    return np.asarray(image).astype(np.float64) / deep_white(image, parameter)
 
 
-def deep_white(image: Image.Image, argument_name: str = "image") -> float:
+def deep_white(image: Image.Image, parameter: str = "image") -> float:
     """The value that is white in a deep picture; values beyond it are refused.
 
     "I;16" is 16-bit. "I" and "F" say nothing about their scale, so the largest value decides: "I" up
@@ -64,59 +66,63 @@ def deep_white(image: Image.Image, argument_name: str = "image") -> float:
         white = 255 if image.mode == "I" and high <= 255 else 65535
     if not (low >= 0 and high <= white):  # also false for NaN
         raise InputError(
-            f'{argument_name} has mode "{image.mode}" and values from {low:g} to {high:g}. Accepted are '
+            f'{parameter} has mode "{image.mode}" and values from {low:g} to {high:g}. Accepted are '
             f"finite values from 0 to {white}. Scale the values, and pass them as an 8-bit picture (mode "
-            "L)."
+            "L).",
+            parameter=parameter,
         )
     return white
 
 
-def eight_bit(image: Image.Image, argument_name: str = "image") -> Image.Image:
+def eight_bit(image: Image.Image, parameter: str = "image") -> Image.Image:
     """The picture in a mode that `convert("RGB")` and `convert("L")` take without clipping or warning."""
     if is_deep(image):
-        return Image.fromarray(np.rint(deep_values(image, argument_name) * 255).astype(np.uint8))
+        return Image.fromarray(np.rint(deep_values(image, parameter) * 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")  # straight to RGB or L, Pillow warns
     return image
 
 
-def plain_rgb(image: Image.Image, argument_name: str = "image") -> Image.Image:
+def plain_rgb(image: Image.Image, parameter: str = "image") -> Image.Image:
     """An opaque picture of any mode as RGB; a transparent one is refused."""
-    require_picture(image, argument_name)
+    require_picture(image, parameter)
     if is_transparent(image):
         raise InputError(
-            f"{argument_name} has an alpha channel that is not fully opaque (mode {image.mode}). Opaque "
+            f"{parameter} has an alpha channel that is not fully opaque (mode {image.mode}). Opaque "
             "pictures are accepted, since the model does not know transparency. Composite it on a "
-            'background with PIL.Image.alpha_composite, or drop the alpha with image.convert("RGB").'
+            'background with PIL.Image.alpha_composite, or drop the alpha with image.convert("RGB").',
+            parameter=parameter,
         )
-    return image if image.mode == "RGB" else _converted(image, "RGB", argument_name)
+    return image if image.mode == "RGB" else _converted(image, "RGB", parameter)
 
 
-def luminance(mask: Image.Image, argument_name: str = "mask_image") -> Image.Image:
+def luminance(mask: Image.Image, parameter: str = "mask_image") -> Image.Image:
     """The brightness of a mask of any mode as "L"; one with a transparent part is refused."""
-    refuse_transparent_mask(mask, argument_name)
-    return _converted(mask, "L", argument_name)
+    refuse_transparent_mask(mask, parameter)
+    return _converted(mask, "L", parameter)
 
 
-def refuse_transparent_mask(mask: Image.Image, argument_name: str = "mask_image") -> None:
-    require_picture(mask, argument_name)
+def refuse_transparent_mask(mask: Image.Image, parameter: str = "mask_image") -> None:
+    require_picture(mask, parameter)
     if is_transparent(mask):
         raise InputError(
-            f"{argument_name} has an alpha channel that is not fully opaque (mode {mask.mode}), so the "
+            f"{parameter} has an alpha channel that is not fully opaque (mode {mask.mode}), so the "
             "hole could be meant by its brightness or by its alpha. A mask without transparency is "
             'accepted, where white means repaint. Pass mask.convert("RGBA").getchannel("A") for the '
-            'alpha, or mask.convert("L") for the brightness.'
+            'alpha, or mask.convert("L") for the brightness.',
+            parameter=parameter,
         )
 
 
-def _converted(image: Image.Image, mode: str, argument_name: str) -> Image.Image:
+def _converted(image: Image.Image, mode: str, parameter: str) -> Image.Image:
     try:
-        return eight_bit(image, argument_name).convert(mode)
+        return eight_bit(image, parameter).convert(mode)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f'{argument_name} has mode "{image.mode}", which Pillow cannot turn into "{mode}". Accepted '
+            f'{parameter} has mode "{image.mode}", which Pillow cannot turn into "{mode}". Accepted '
             "are 1, L, LA, P, RGB, RGBA, CMYK, YCbCr, HSV, I, I;16 and F. Convert the picture to RGB "
-            "first."
+            "first.",
+            parameter=parameter,
         ) from error

@@ -35,7 +35,8 @@ def apply_overlay(
             raise InputError(
                 f"{name} is {picture.width}x{picture.height} but init_image is "
                 f"{original.width}x{original.height}. They must match. Resize it with "
-                f"{name}.resize(init_image.size), or pass crop_coords if the image shows a crop."
+                f"{name}.resize(init_image.size), or pass crop_coords if the image shows a crop.",
+                parameter=name,
             )
     # Premultiplied alpha: the colours of the half kept pixels are not lost to the empty canvas. The
     # rounding of this detour is the reference's, so a soft mask gives the same bytes.

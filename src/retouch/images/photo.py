@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from retouch.errors import InputError
 from retouch.images.files import ImageSource, load_image
-from retouch.images.holes import Box
+from retouch.images.mask import Box
 from retouch.images.modes import deep_white, eight_bit, is_deep
 
 Patch = tuple[Box, np.ndarray, np.ndarray]  # where, (height, width, 3) of 8 bits, which of it to take
@@ -58,19 +58,24 @@ class Photo:
             return source
         if isinstance(source, np.ndarray):
             source = _from_array(source)
-        image = load_image(source, lambda picture: picture)
+        try:
+            image = load_image(source, lambda picture: picture)
+        except InputError as error:
+            raise InputError(str(error), parameter="photo") from error
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview or depth map behind it
             raise InputError(
                 f"The photo is an animation, or has pages: {frames} pictures. One is accepted. Choose it "
-                f"with photo.seek(index) and give photo.copy()."
+                f"with photo.seek(index) and give photo.copy().",
+                parameter="photo",
             )
         if image.mode.startswith("I;16") and image.mode != "I;16":
             image = _copied_info(image, Image.fromarray(np.asarray(image).astype("<u2")))
         if image.mode not in _MODES:
             raise InputError(
                 f"The photo has mode {image.mode}. Accepted are {', '.join(_MODES)}. Convert it, for example "
-                "with photo.convert('RGB')."
+                "with photo.convert('RGB').",
+                parameter="photo",
             )
         if getattr(image, "is_cut", False):
             warnings.warn(
@@ -112,7 +117,8 @@ class Photo:
         if limit is not None and pixels > 2 * limit:
             raise InputError(
                 f"The photo would have {pixels} pixels. At most {2 * limit} are accepted, as for pictures "
-                "from files. Add less, or raise PIL.Image.MAX_IMAGE_PIXELS."
+                "from files. Add less, or raise PIL.Image.MAX_IMAGE_PIXELS.",
+                parameter="photo",
             )
         canvas = self.image.crop((-left, -top, width + right, height + bottom))
         new = np.ones((canvas.height, canvas.width), bool)
@@ -192,7 +198,8 @@ class Photo:
         if quality is not None and not (suffix in _LOSSY and 1 <= quality <= 100):
             raise InputError(
                 f"quality={quality} was given for {target.name!r}. It takes 1 to 100, and files that end in "
-                f"{', '.join(_LOSSY)}. Leave it out, or choose another ending."
+                f"{', '.join(_LOSSY)}. Leave it out, or choose another ending.",
+                parameter="quality",
             )
         _write(image, target, self._options(suffix, text or {}, quality or 95))
         return target
@@ -236,13 +243,15 @@ def check_holds(path: Path, mode: str) -> None:
     if allowed is None:
         raise InputError(
             f"{path.name!r} has no ending that names a picture format which keeps photos as they are. "
-            f"Accepted are {', '.join(_HOLDS)}; give one of these."
+            f"Accepted are {', '.join(_HOLDS)}; give one of these.",
+            parameter="path",
         )
     if mode not in allowed:
         others = [suffix for suffix, modes in _HOLDS.items() if mode in modes]
         raise InputError(
             f"A {path.suffix.lower()} file cannot hold a picture of mode {mode}, only {', '.join(allowed)}. "
-            f"{' or '.join(others)} can; or convert the result first."
+            f"{' or '.join(others)} can; or convert the result first.",
+            parameter="path",
         )
 
 
@@ -251,7 +260,8 @@ def _from_array(values: np.ndarray) -> Image.Image:
     if values.dtype != np.uint8 or not values.size or not is_picture:
         raise InputError(
             f"photo is an array of {values.dtype} with the shape {values.shape}. Accepted are 8-bit arrays "
-            f"(uint8) of (height, width), (height, width, 3) or (height, width, 4). Scale and convert it."
+            f"(uint8) of (height, width), (height, width, 3) or (height, width, 4). Scale and convert it.",
+            parameter="photo",
         )
     return Image.fromarray(values)
 
@@ -282,7 +292,8 @@ def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
             raise _unsuitable(target, error) from error
         raise InputError(
             f"{target} cannot be written ({error.strerror or error}). A folder that exists, may be written "
-            "to and has room is needed; nothing was left there. Choose another place for the result."
+            "to and has room is needed; nothing was left there. Choose another place for the result.",
+            parameter="path",
         ) from error
     except ValueError as error:  # metadata or sizes that a format has no room for
         raise _unsuitable(target, error) from error
@@ -293,5 +304,6 @@ def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
 def _unsuitable(target: Path, error: Exception) -> InputError:
     return InputError(
         f"{target.name} cannot hold this picture ({error}). Formats differ in the sizes and in the metadata "
-        "that they hold; nothing was left there. Save as .png or .tif."
+        "that they hold; nothing was left there. Save as .png or .tif.",
+        parameter="path",
     )

@@ -6,24 +6,24 @@ request; the arithmetic of masks, sizes and overlays lives in the files beside i
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from retouch.checkpoints.config import Config
 from retouch.errors import InputError, NumericsError
-from retouch.images import masks
+from retouch.images.mask import HALF, Box, Mask
 from retouch.images.modes import eight_bit, is_deep, plain_rgb, refuse_transparent_mask, require_picture
 from retouch.images.overlay import apply_overlay
 from retouch.images.sizes import RESAMPLING, require_size, resize_picture
-from retouch.images.values import as_tensor, described, fractions, one_batch, require_range
+from retouch.images.values import as_tensor, brightness, described, fractions, one_batch, require_range
 
-Box = tuple[int, int, int, int]
 ArrayT = TypeVar("ArrayT", np.ndarray, Tensor)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -58,12 +58,14 @@ class VaeImageProcessor:
         if do_convert_rgb and do_convert_grayscale:
             raise InputError(
                 "do_convert_rgb and do_convert_grayscale are both True. At most one of them is accepted. "
-                "Leave out the one that you do not want."
+                "Leave out the one that you do not want.",
+                parameter="do_convert_rgb",
             )
         if resample not in RESAMPLING:
             raise InputError(
                 f"resample is {resample!r}. Accepted are {', '.join(RESAMPLING)}. Choose one of them; "
-                f'"lanczos" is the default.'
+                f'"lanczos" is the default.',
+                parameter="resample",
             )
         self.config = ProcessorConfig(
             do_resize=do_resize,
@@ -96,7 +98,8 @@ class VaeImageProcessor:
         if any(pictures) and not all(pictures):
             raise InputError(
                 f"{name} is a list of pictures and arrays mixed. A list of one kind is accepted. "
-                f"Convert the arrays with PIL.Image.fromarray."
+                f"Convert the arrays with PIL.Image.fromarray.",
+                parameter=name,
             )
         if items and pictures[0]:
             pixels = self._from_pictures(items, height, width, resize_mode, crops_coords, name)
@@ -104,7 +107,8 @@ class VaeImageProcessor:
             raise InputError(
                 f"resize_mode={resize_mode!r} or crops_coords was given with an array or tensor. Both are "
                 "accepted with PIL pictures only. Pass pictures, or resize and crop the array before the "
-                "call."
+                "call.",
+                parameter="resize_mode",
             )
         else:
             pixels = self._from_arrays(items, name)
@@ -138,7 +142,8 @@ class VaeImageProcessor:
             if crop[2] <= crop[0] or crop[3] <= crop[1]:
                 raise InputError(
                     f"crops_coords is {tuple(crop)}. A box (left, top, right, bottom) of at least one "
-                    "pixel is accepted. Check the order of the numbers."
+                    "pixel is accepted. Check the order of the numbers.",
+                    parameter="crops_coords",
                 )
             pictures = [picture.crop(crop) for picture in pictures]
         if self.config.do_resize:
@@ -164,7 +169,7 @@ class VaeImageProcessor:
 
     def _from_arrays(self, items: list[Any], name: str) -> Tensor:
         if self.config.do_convert_grayscale:
-            return masks.mask_values(items, name)
+            return one_batch([brightness(item, name) for item in items], name)
         parts = []
         for item in items:
             values = as_tensor(item, name)
@@ -180,7 +185,8 @@ class VaeImageProcessor:
                     f"{name} has the shape {tuple(item.shape)}, which means {values.shape[-3]} channels. "
                     f"Accepted are {', '.join(map(str, accepted))} channels (last in numpy, before height "
                     "and width in torch). Drop an alpha channel, or move the channels with numpy.moveaxis "
-                    "or torch.movedim."
+                    "or torch.movedim.",
+                    parameter=name,
                 )
             parts.append(fractions(values.reshape(-1, *values.shape[-3:]), name))
         return one_batch(parts, name)
@@ -191,12 +197,14 @@ class VaeImageProcessor:
         """Decoded pixels: "pil" pictures, "np" or "pt" values from 0 to 1, "latent" as they are."""
         if output_type not in OUTPUT_TYPES:
             raise InputError(
-                f"output_type is {output_type!r}. Accepted are {', '.join(OUTPUT_TYPES)}. Choose one of them."
+                f"output_type is {output_type!r}. Accepted are {', '.join(OUTPUT_TYPES)}. Choose one.",
+                parameter="output_type",
             )
         if not isinstance(image, Tensor) or image.ndim != 4:
             raise InputError(
                 f"image is {described(image)}. A tensor (batch, channels, height, width) is accepted. Add "
-                "the dimensions that are missing, or convert it with torch.from_numpy."
+                "the dimensions that are missing, or convert it with torch.from_numpy.",
+                parameter="image",
             )
         if output_type == "latent":
             return image
@@ -217,7 +225,8 @@ class VaeImageProcessor:
         if len(rows) != len(image):
             raise InputError(
                 f"do_denormalize has {len(rows)} entries but there are {len(image)} images. One for each "
-                "image is accepted. Pass None to treat all alike."
+                "image is accepted. Pass None to treat all alike.",
+                parameter="do_denormalize",
             )
         chosen = torch.tensor(rows, dtype=torch.bool, device=image.device)
         return torch.where(chosen[:, None, None, None], self.denormalize(image), image)
@@ -245,7 +254,8 @@ class VaeImageProcessor:
         if resize_mode != "default":
             raise InputError(
                 f"resize_mode is {resize_mode!r} but the image is an array. Arrays are only stretched "
-                f'("default"). Pass a PIL picture.'
+                f'("default"). Pass a PIL picture.',
+                parameter="resize_mode",
             )
         if isinstance(image, np.ndarray):
             return self.pt_to_numpy(self.resize(self.numpy_to_pt(image), height, width))
@@ -260,20 +270,31 @@ class VaeImageProcessor:
 
     @staticmethod
     def blur(image: Image.Image, blur_factor: float = 4) -> Image.Image:
-        """Gaussian blur; `blur_factor` is its standard deviation in pixels."""
-        return masks.blur(image, blur_factor)
+        """Blur a mask, which makes it soft; `blur_factor` is the Gaussian's standard deviation in pixels."""
+        require_picture(image, "image")
+        if not (math.isfinite(blur_factor) and blur_factor >= 0):
+            raise InputError(
+                f"blur_factor is {blur_factor}. A number of pixels from 0 (no blur) up is accepted. Pass 4, "
+                "for example.",
+                parameter="blur_factor",
+            )
+        if image.mode == "1" or is_deep(image):
+            image = eight_bit(image).convert("L")
+        elif image.mode == "P":
+            image = eight_bit(image).convert("RGB")
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
 
     @staticmethod
     def get_crop_region(mask_image: Image.Image, width: int, height: int, pad: int = 0) -> Box:
-        """The box around the white of the mask, in the aspect of width x height where there is room."""
-        return masks.crop_region(mask_image, width, height, pad)
+        """Return the box around all that is not black, in the aspect of width x height if there is room."""
+        grey = eight_bit(require_picture(mask_image, "mask_image"), "mask_image").convert("L")
+        return Mask(np.asarray(grey, np.float32) / 255).crop_region(width, height, pad)
 
     @staticmethod
     def binarize(image: ArrayT) -> ArrayT:
         """0 below 0.5, 1 from there; the input is left alone."""
-        if isinstance(image, Tensor):
-            return masks.harden(image)
-        return (image >= 0.5).astype(image.dtype)
+        hard = image >= HALF
+        return hard.to(image.dtype) if isinstance(image, Tensor) else hard.astype(image.dtype)
 
     @staticmethod
     def convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -305,7 +326,8 @@ class VaeImageProcessor:
         if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or images.dtype.kind != "f":
             raise InputError(
                 f"images is {described(images)}. A float array (batch, height, width, channels) with "
-                "values from 0 to 1 is accepted. For 8-bit values use PIL.Image.fromarray."
+                "values from 0 to 1 is accepted. For 8-bit values use PIL.Image.fromarray.",
+                parameter="images",
             )
         batch = images if images.ndim == 4 else images[None]
         levels = (batch * 255).round()
@@ -314,7 +336,8 @@ class VaeImageProcessor:
             raise InputError(
                 f"images is {described(images)}, with {batch.shape[-1]} channels or with values outside of "
                 "0 to 1. Accepted are 1, 3 or 4 channels with values from 0 to 1. Move the channels last, "
-                "and clip the values."
+                "and clip the values.",
+                parameter="images",
             )
         pixels = levels.astype(np.uint8)
         return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]

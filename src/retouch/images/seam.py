@@ -20,22 +20,23 @@ import numpy as np
 from PIL import Image
 
 from retouch.errors import InputError
-from retouch.images.holes import distance
-from retouch.images.masks import harden, mask_values
+from retouch.images.mask import Mask, distance
 from retouch.images.modes import plain_rgb
 
 _SCALES = (1, 2, 4, 8, 16)
 _RING = 4  # in scales
 
 
-def seam_score(image: Image.Image, mask: Image.Image) -> float:
-    """The seam along the edge of `mask` in `image`; 1 is none. NaN if the mask has no edge."""
-    inside = harden(mask_values(mask))[0, 0].numpy() > 0
-    if inside.shape != (image.height, image.width):
+def seam_score(image: Image.Image, mask: Image.Image | Mask) -> float:
+    """Return how visible the edge of `mask` is in `image`; 1 is not at all, NaN means there is no edge."""
+    read = Mask.read(mask, "mask")[0]
+    if read.size != image.size:
         raise InputError(
-            f"mask is {inside.shape[1]}x{inside.shape[0]} but image is {image.width}x{image.height}. A seam "
-            f"is measured along a mask of the picture's size; resize the mask with mask.resize(image.size)."
+            f"mask is {read.width}x{read.height} but image is {image.width}x{image.height}. A seam is "
+            "measured along a mask of the picture's size; resize the mask with mask.resize(image.size).",
+            parameter="mask",
         )
+    inside = read.hard
     if inside.all() or not inside.any():
         return float("nan")
     pixels = np.asarray(plain_rgb(image), np.float32)
@@ -66,7 +67,7 @@ def _at_scale(pixels: np.ndarray, inside: np.ndarray, away: np.ndarray, scale: i
 
 
 def _windows(field: np.ndarray, scale: int) -> np.ndarray:
-    """Means of all windows that lie in the field, by their first pixel."""
+    """Return the means of all windows that lie in the field, by their first pixel."""
     means = cv2.blur(field.astype(np.float32), (scale, scale), anchor=(0, 0))
     return means[: field.shape[0] - scale + 1, : field.shape[1] - scale + 1]
 
@@ -76,9 +77,8 @@ def _pairs(field: np.ndarray, axis: int, scale: int) -> tuple[np.ndarray, np.nda
     return (field[:-step], field[step:]) if axis == 0 else (field[:, :-step], field[:, step:])
 
 
-def change(before: Image.Image, after: Image.Image, mask: Image.Image) -> tuple[float, float]:
-    """Mean change of a pixel in levels of 0 to 255, inside the mask and outside it."""
+def change(before: Image.Image, after: Image.Image, mask: Mask) -> tuple[float, float]:
+    """Return the mean change of a pixel in levels of 0 to 255, inside the mask and outside it."""
     moved = np.abs(np.asarray(plain_rgb(after), np.float32) - np.asarray(plain_rgb(before), np.float32))
-    inside = harden(mask_values(mask))[0, 0].numpy() > 0
-    inner, outer = moved[inside], moved[~inside]
+    inner, outer = moved[mask.hard], moved[~mask.hard]
     return float(inner.mean()) if inner.size else 0.0, float(outer.mean()) if outer.size else 0.0

@@ -25,7 +25,8 @@ def ellipse(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     if not (left < right and top < bottom):
         raise InputError(
             f"The ellipse's box {tuple(box)} is not (left, top, right, bottom) in pixels with left < right "
-            f"and top < bottom. The photo is {size[0]}x{size[1]}."
+            f"and top < bottom. The photo is {size[0]}x{size[1]}.",
+            parameter="ellipse",
         )
     across = (np.arange(size[0], dtype=np.float32) + 0.5 - (left + right) / 2) / ((right - left) / 2)
     down = (np.arange(size[1], dtype=np.float32) + 0.5 - (top + bottom) / 2) / ((bottom - top) / 2)
@@ -39,10 +40,14 @@ def of_color(pixels: np.ndarray, color: str, tolerance: float = 32) -> np.ndarra
     except ValueError:
         raise InputError(
             f"color={color!r} is not a colour. Accepted are '#rrggbb', 'rgb(255, 0, 0)' and names such as "
-            f"'red'. Pick one in a picture viewer."
+            f"'red'. Pick one in a picture viewer.",
+            parameter="color",
         ) from None
     if not 0 <= tolerance <= 255:
-        raise InputError(f"tolerance={tolerance:g} is outside 0 to 255; 32 takes in the shades of a colour.")
+        raise InputError(
+            f"tolerance={tolerance:g} is outside 0 to 255; 32 takes in the shades of a colour.",
+            parameter="tolerance",
+        )
     low, high = (np.clip(np.array(wanted) + by, 0, 255) for by in (-tolerance, tolerance))
     return cv2.inRange(pixels, low, high) > 0
 
@@ -52,7 +57,8 @@ def transparent(image: Image.Image) -> np.ndarray:
     if "A" not in image.getbands() and "transparency" not in image.info:
         raise InputError(
             f"The photo (mode {image.mode}) has no alpha channel, so nothing in it is transparent. Erase the "
-            f"part in a picture editor and save as PNG, or mark it in another way."
+            f"part in a picture editor and save as PNG, or mark it in another way.",
+            parameter="alpha",
         )
     return 1 - np.asarray(image.convert("RGBA").getchannel("A"), np.float32) / 255
 
@@ -65,7 +71,8 @@ def object_in(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     if right - left < 3 or bottom - top < 3:
         raise InputError(
             f"The box {tuple(box)} is not (x, y, width, height) in pixels with something of the photo in it, "
-            f"which is {width}x{height}. Draw it a little larger than the object."
+            f"which is {width}x{height}. Draw it a little larger than the object.",
+            parameter="grabcut",
         )
     # Only what is near the box tells what the background looks like.
     margin = max(8, max(right - left, bottom - top) // 3)
@@ -77,14 +84,16 @@ def object_in(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     if part.shape[:2] == (bottom - top, right - left):
         raise InputError(
             f"The box {tuple(box)} covers the whole photo ({width}x{height}), so nothing shows what the "
-            f"background looks like. Draw it around the object with some background left outside."
+            f"background looks like. Draw it around the object with some background left outside.",
+            parameter="grabcut",
         )
     found = np.zeros((height, width), bool)
     found[around] = _cut(part, (left - around[1].start, top - around[0].start, right - left, bottom - top))
     if not found.any():
         raise InputError(
             f"Nothing in the box {tuple(box)} stands out from what is around it. GrabCut needs an object of "
-            f"other colours than its background. Try a tighter box, or draw a polygon."
+            f"other colours than its background. Try a tighter box, or draw a polygon.",
+            parameter="grabcut",
         )
     return found
 

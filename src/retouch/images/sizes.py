@@ -42,7 +42,8 @@ def resize_picture(
     if mode not in RESIZE_MODES:
         raise InputError(
             f"resize_mode is {mode!r}. Accepted are {', '.join(RESIZE_MODES)}. Choose one of them; "
-            f'"default" stretches the picture to the size.'
+            f'"default" stretches the picture to the size.',
+            parameter="resize_mode",
         )
     scaled = _keeping_aspect(image, width, height, resample, cover=mode == "crop")
     left, top = width // 2 - scaled.width // 2, height // 2 - scaled.height // 2
@@ -89,7 +90,8 @@ def require_size(width: int, height: int) -> None:
         raise InputError(
             f"The size to resize to is {width}x{height}. At least 1x1 is accepted, and at least the VAE's "
             "factor (usually 8) per side where sizes are rounded down to it. Give a larger width and "
-            "height."
+            "height.",
+            parameter="width" if width < 1 else "height",
         )
 
 
@@ -99,12 +101,6 @@ def pad_pixels(pixels: Tensor, multiple: int) -> Tensor:
     rows = torch.arange(height + -height % multiple, device=pixels.device).clamp(max=height - 1)
     columns = torch.arange(width + -width % multiple, device=pixels.device).clamp(max=width - 1)
     return pixels[..., rows, :][..., columns]
-
-
-def pad_mask(repaint: Tensor, multiple: int) -> Tensor:
-    """Grow (..., height, width) to a multiple with zeros: what is added is kept, never repainted."""
-    height, width = repaint.shape[-2:]
-    return torch.nn.functional.pad(repaint, (0, -width % multiple, 0, -height % multiple))
 
 
 def crop_to(pixels: Tensor, height: int, width: int) -> Tensor:

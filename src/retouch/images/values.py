@@ -1,6 +1,6 @@
-"""Numbers that come as arrays or tensors: of any dtype, to checked fractions of white.
+"""Arrays and tensors of any dtype as checked fractions of white, 0 to 1.
 
-Shapes are the business of whoever asks: a mask and a picture read them differently.
+Masks and pictures read shapes differently, so the callers check those.
 """
 
 from __future__ import annotations
@@ -18,89 +18,99 @@ _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 
 
 def described(value: Any) -> str:
-    """What a message calls it: the type, and of arrays the dtype and shape."""
+    """Return a value's description for messages: its type, or an array's dtype and shape."""
     if not isinstance(value, np.ndarray | Tensor):
         return f"of type {type(value).__name__}"
     kind = "a numpy array" if isinstance(value, np.ndarray) else "a tensor"
     return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
 
 
-def as_tensor(values: Any, argument_name: str) -> Tensor:
-    """A numpy array (copied) or a tensor as tensor, of at least one value."""
+def as_tensor(values: Any, parameter: str) -> Tensor:
+    """Return a numpy array (copied) or a tensor as a tensor of at least one value."""
     if not isinstance(values, np.ndarray | Tensor):
         raise InputError(
-            f"{argument_name} is {described(values)}. Accepted are a PIL picture, a numpy array, a "
-            "torch tensor, or a list of them. Load a file with retouch.utils.load_image."
+            f"{parameter} is {described(values)}. Accepted are a PIL picture, a numpy array, a "
+            "torch tensor, or a list of them. Load a file with retouch.utils.load_image.",
+            parameter=parameter,
         )
     if 0 in values.shape or values.ndim not in (2, 3, 4):
         raise InputError(
-            f"{argument_name} has the shape {tuple(values.shape)}. Accepted are (height, width), with "
+            f"{parameter} has the shape {tuple(values.shape)}. Accepted are (height, width), with "
             "channels (last in numpy, first in torch), with a batch before them; no side of length 0. "
-            "Reshape it."
+            "Reshape it.",
+            parameter=parameter,
         )
     if isinstance(values, Tensor):
         return values
     if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
         raise InputError(
-            f"{argument_name} is {described(values)}. Accepted are bool, integers and floats "
-            "of up to 64 bits. Convert it with astype(numpy.float32)."
+            f"{parameter} is {described(values)}. Accepted are bool, integers and floats "
+            "of up to 64 bits. Convert it with astype(numpy.float32).",
+            parameter=parameter,
         )
     return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
 
 
-def fractions(values: Tensor, argument_name: str, *, flags: bool = False) -> Tensor:
+def fractions(values: Tensor, parameter: str, *, flags: bool = False) -> Tensor:
     """Integers as fractions of white (float32), and floats as they are; NaN and infinities are refused.
 
     `flags`: integers whose largest value is 1 are 0/1 flags. A mask may be so, a dark photo not.
     """
     if values.is_complex():
         raise InputError(
-            f"{argument_name} is complex. Real numbers are accepted. Pass its real part or magnitude."
+            f"{parameter} is complex. Real numbers are accepted. Pass its real part or magnitude.",
+            parameter=parameter,
         )
     if values.is_floating_point():
         if not bool(values.isfinite().all()):
             raise InputError(
-                f"{argument_name} contains NaN or infinite values. Finite numbers are accepted. Look for "
-                "the division or the overflow that made them, or replace them with torch.nan_to_num."
+                f"{parameter} contains NaN or infinite values. Finite numbers are accepted. Look for "
+                "the division or the overflow that made them, or replace them with torch.nan_to_num.",
+                parameter=parameter,
             )
         return values
     if values.dtype == torch.bool:
         return values.float()
-    numbers = values.to(torch.int64)  # torch cannot compare uint16
+    plain = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    numbers = values if values.dtype in plain else values.to(torch.int64)  # torch cannot compare uint16
     low, high = int(numbers.min()), int(numbers.max())
     white = 65535 if values.dtype == torch.uint16 else 255
     if flags and high <= 1:
         white = 1
     if low < 0 or high > white:
         raise InputError(
-            f"{argument_name} holds integers from {low} to {high}. Accepted are 0 to 255 (uint16: 0 to "
-            "65535), or floats from 0 to 1. Scale the values to one of these."
+            f"{parameter} holds integers from {low} to {high}. Accepted are 0 to 255 (uint16: 0 to "
+            "65535), or floats from 0 to 1. Scale the values to one of these.",
+            parameter=parameter,
         )
     return numbers.float() / white
 
 
-def require_range(values: Tensor, low: float, argument_name: str) -> None:
+def require_range(values: Tensor, low: float, parameter: str) -> None:
     """Refuse values outside of low..1, but for the rounding of a resize or of half precision."""
     smallest, largest, slack = float(values.min()), float(values.max()), 1e-3
     if smallest < low - slack or largest > 1 + slack:
         advice = "Divide them by 255" if smallest >= 0 and largest > 2 else "Scale or clamp them"
         raise InputError(
-            f"{argument_name} has values from {smallest:g} to {largest:g}. Floats from {low:g} to 1 are "
-            f"accepted. {advice} before the call."
+            f"{parameter} has values from {smallest:g} to {largest:g}. Floats from {low:g} to 1 are "
+            f"accepted. {advice} before the call.",
+            parameter=parameter,
         )
 
 
-def one_batch(parts: list[Tensor], argument_name: str) -> Tensor:
+def one_batch(parts: list[Tensor], parameter: str) -> Tensor:
     """Join (batch, channels, height, width) tensors of one shape along the batch."""
     if not parts:
         raise InputError(
-            f"{argument_name} is an empty list. One picture or more is accepted. Pass at least one."
+            f"{parameter} is an empty list. One picture or more is accepted. Pass at least one.",
+            parameter=parameter,
         )
     shapes = sorted({tuple(part.shape[1:]) for part in parts})
     if len(shapes) > 1:
         raise InputError(
-            f"{argument_name} holds pictures of different shapes (channels, height, width): {shapes}. All "
-            "of one call must agree. Resize or convert them, or make one call for each."
+            f"{parameter} holds pictures of different shapes (channels, height, width): {shapes}. All "
+            "of one call must agree. Resize or convert them, or make one call for each.",
+            parameter=parameter,
         )
     return torch.cat(parts)
 

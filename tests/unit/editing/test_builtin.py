@@ -13,7 +13,8 @@ import retouch
 from retouch.checkpoints.profile import Profile
 from retouch.editing import models, verbs
 from retouch.editing.editor import Editor
-from retouch.images.holes import crops, read_hole
+from retouch.images.crops import crops
+from retouch.images.mask import Mask
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
 BOX = (150, 100, 250, 160)
@@ -106,11 +107,11 @@ def test_a_large_hole_is_painted_once_unless_asked_for_otherwise(editor: Editor)
 
 
 def test_square_crops_stay_in_the_photo() -> None:
-    hole = read_hole((0, 0, 300, 40), (400, 100))
+    hole = Mask.of_photo((0, 0, 300, 40), (400, 100))
     (square,) = crops(hole, 128, context="21%", square=True)
     assert square.box == (0, 0, 426 - 26, 100) or square.size[1] == 100
-    (slim,) = crops(read_hole((100, 100, 200, 110), (400, 300)), 128)
-    (wide,) = crops(read_hole((100, 100, 200, 110), (400, 300)), 128, square=True)
+    (slim,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128)
+    (wide,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128, square=True)
     assert slim.size[1] < slim.size[0] and wide.size[1] == wide.size[0] == slim.size[0]
 
 

@@ -10,6 +10,7 @@ import torch
 from pipeline_pairs import load, mask, photo
 
 import retouch
+from retouch.images.mask import Mask
 from retouch.images.seam import change, seam_score
 
 OPTIONS = {"num_inference_steps": 2}
@@ -36,7 +37,9 @@ def test_each_result_is_its_own_call(regular, tiny_sd_inpaint: Path) -> None:
         "", image=photo(), mask_image=mask(), generator=torch.Generator().manual_seed(4), **OPTIONS
     ).images[0]
     assert np.array_equal(results[-1].image, alone)
-    assert (results[-1].changed_inside, results[-1].changed_outside) == change(photo(), alone, mask())
+    assert (results[-1].changed_inside, results[-1].changed_outside) == change(
+        photo(), alone, *Mask.read(mask())
+    )
     assert results[-1].seam == seam_score(alone, mask()) and results[-1].seconds > 0
 
 

@@ -52,8 +52,3 @@ def test_a_hole_that_is_everything_or_nothing() -> None:
     assert fill_hole(SPOILT, every, "noise").std() > 20
     for fill in get_args(Fill):
         np.testing.assert_array_equal(fill_hole(SPOILT, ~every, fill), SPOILT)
-
-
-def test_an_unknown_fill() -> None:
-    with pytest.raises(InputError, match=r"fill='grey' is unknown. Accepted are original, blur, telea"):
-        fill_hole(SPOILT, HOLE, "grey")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 import retouch
+from retouch.images.mask import Mask
 from retouch.images.seam import change, seam_score
 
 
@@ -127,6 +128,6 @@ def test_change_inside_and_outside(hole: np.ndarray) -> None:
     before = np.full((60, 80, 3), 100.0)
     after = before + 3
     after[hole > 0] = 130
-    assert change(picture(before), picture(after), Image.fromarray(hole)) == (30, 3)
-    nothing = Image.new("L", (80, 60), 0)
+    assert change(picture(before), picture(after), Mask(hole / np.float32(255))) == (30, 3)
+    nothing = Mask(np.zeros((60, 80), np.float32))
     assert change(picture(before), picture(after), nothing)[0] == 0

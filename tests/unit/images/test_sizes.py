@@ -6,22 +6,21 @@ import torch
 from PIL import Image
 
 from retouch.errors import InputError
-from retouch.images.sizes import crop_to, fill_pixels, pad_mask, pad_pixels, resize_picture
+from retouch.images.sizes import crop_to, fill_pixels, pad_pixels, resize_picture
 
 
 def test_padding_by_hand() -> None:
     pixels = torch.tensor([[1, 2, 3], [4, 5, 6]])[None, None]
     padded = pad_pixels(pixels, 4)
     assert padded[0, 0].tolist() == [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]]
-    assert pad_mask(pixels, 4)[0, 0].tolist() == [[1, 2, 3, 0], [4, 5, 6, 0], [0] * 4, [0] * 4]
     assert crop_to(padded, 2, 3).equal(pixels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.uint8, torch.bool])
 def test_padding_keeps_the_dtype(dtype: torch.dtype) -> None:
     pixels = torch.ones(2, 3, 9, 16, dtype=dtype)
-    assert pad_pixels(pixels, 8).dtype == pad_mask(pixels, 8).dtype == dtype
-    assert pad_pixels(pixels, 8).shape == pad_mask(pixels, 8).shape == (2, 3, 16, 16)
+    assert pad_pixels(pixels, 8).dtype == dtype
+    assert pad_pixels(pixels, 8).shape == (2, 3, 16, 16)
 
 
 def test_fill_continues_the_picture_and_crop_loses_its_sides() -> None:
