@@ -50,10 +50,10 @@ constraints: ## pin the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-constraints
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/models/*.so
+	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/kernels/cpu/*.so
 	find src tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
 
-SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/models/*.cpp src/retouch/models/*.h)
+SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/kernels/cpu/*.cpp src/retouch/kernels/cpu/*.h)
 
 # An interrupted installation leaves no stamp file, so the next run continues it; pip skips installed packages.
 $(VENV)/.installed: $(SETUP)

@@ -9,9 +9,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLASH_ATTENTION = Extension(
-    "retouch.models._flash_attention",
-    sources=["src/retouch/models/flash_attention.cpp"],
-    depends=["src/retouch/models/flash_attention_tile.h"],
+    "retouch.kernels.cpu._flash_attention",
+    sources=["src/retouch/kernels/cpu/flash_attention.cpp"],
+    depends=["src/retouch/kernels/cpu/flash_attention_tile.h"],
     define_macros=[("Py_LIMITED_API", "0x030A0000")],  # one file for Python 3.10 and all later versions
     py_limited_api=True,
     language="c++",

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retouch.models.native_attention import _in_chunks, attention_at, levels
+from retouch.kernels.cpu.attention import _in_chunks, attention_at, levels
 
 SHAPES = {  # batch, heads, queries, keys, head size
     "SD 1.5, 64x64, itself": (2, 8, 4096, 4096, 40),

@@ -148,6 +148,7 @@ def loaded(family: str, contender: str, settings: Settings) -> Any:
         import retouch
 
         optimize = contender not in ("retouch, plain layers", "retouch, compiled")
+        os.environ["RETOUCH_CUDA_GRAPHS"] = "1"
         pipeline: Any = retouch.AutoPipelineForInpainting.from_pretrained(
             settings.folder, dtype=dtype, optimize=optimize
         )
@@ -188,10 +189,6 @@ def step_of(pipeline: Any, contender: str, settings: Settings) -> Callable[[], t
         ids = ids.to(settings.device, dtype)
         more["added_cond_kwargs"] = {"text_embeds": noise(width), "time_ids": ids}
     timestep = torch.tensor(501, device=settings.device)
-    if contender == "retouch":
-        from retouch.models.prepared.graphs import recorded
-
-        model = recorded(model)
     return lambda: model(sample, timestep, **more, return_dict=False)[0]
 
 
@@ -245,10 +242,10 @@ def measure(family: str, contender: str, settings: Settings) -> tuple[Measured, 
         row.call_s = statistics.median(seconds(call) for _ in range(settings.repeats))
     row.reserved_gb = torch.cuda.max_memory_reserved() / 1e9 if is_gpu else None
     if contender == "retouch" and (is_gpu or settings.is_tiny):
-        from retouch.models.prepared import graphs
+        from retouch.kernels.cuda import graphs
 
         mine = graphs._recordings[pipeline.unet]
-        if mine.is_futile or not any(mine.kinds.values()):
+        if mine.has_failed or not any(mine.kinds.values()):
             raise SystemExit("No graph was recorded, so there is nothing to measure; the log above says why.")
     return row, result if result is None else result.numpy(), picture
 
@@ -257,11 +254,12 @@ def _record_on_the_cpu() -> None:
     """Use the tests' stand-in for CUDA graphs, so that a test on a CPU runs the same code."""
     from recorded_ops import OpRecorder
 
-    from retouch.models.prepared import graphs, prepare as preparation
+    from retouch.kernels import optimization
+    from retouch.kernels.cuda import graphs
 
     OpRecorder.made = []
     graphs.RECORDERS["cpu"] = OpRecorder
-    preparation.GPUS.append("cpu")
+    optimization.GPUS.append("cpu")
 
 
 def psnr(found: Any, wanted: Any, peak: float) -> float | None:

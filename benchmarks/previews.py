@@ -30,8 +30,8 @@ from benchmarks.builtin_painting import SIDE, defaults, framed, photo_and_hole, 
 from benchmarks.builtin_quality import write_captioned
 from benchmarks.full_size_check import machine
 from retouch.checkpoints.shipped import shipped_folder
+from retouch.kernels import optimize
 from retouch.models.autoencoder import AutoencoderKL
-from retouch.models.prepared.prepare import prepare
 from retouch.models.tiny_autoencoder import AutoencoderTiny
 from retouch.pipelines.previews import linear_colours, preview
 from training.data import Pictures
@@ -133,7 +133,7 @@ class Watched:
 def full_size(dtype: torch.dtype, repeats: int) -> dict[str, float]:
     """Return the seconds for decoding a picture of 512x512 from latents of 64x64."""
     torch.manual_seed(0)
-    vae, tiny = (prepare(model.to(dtype).eval()) for model in (AutoencoderKL(**FULL), AutoencoderTiny()))
+    vae, tiny = (optimize(model.to(dtype).eval()) for model in (AutoencoderKL(**FULL), AutoencoderTiny()))
     latents = torch.randn(1, 4, 64, 64, dtype=dtype)
     pipeline = SimpleNamespace(vae=vae, vae_scale_factor=8)
     ways: dict[str, Callable[[], Any]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from retouch.models.prepared.prepare import prepare
+from retouch.kernels import optimize
 from retouch.models.unet import UNet2DConditionModel
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def circumstances(given: argparse.Namespace) -> dict[str, Any]:
 def large_unet() -> UNet2DConditionModel:
     """Make SD 1.5's full-size inpainting UNet in bfloat16 with seeded random weights."""
     torch.manual_seed(0)
-    return prepare(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
+    return optimize(UNet2DConditionModel.from_config(UNETS["SD 1.5 inpainting"]).to(torch.bfloat16).eval())
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

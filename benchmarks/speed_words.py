@@ -26,7 +26,8 @@ from report import PROMPTS, ROOT, asked, circumstances, large_unet, print_table,
 import retouch
 from retouch.editing.editor import Editor
 from retouch.editing.speed import SPEEDS
-from retouch.models import int8
+from retouch.kernels import int8_copy
+from retouch.kernels.cpu import int8
 
 BOXES = ((300, 186, 430, 316), (60, 200, 180, 330), (480, 150, 640, 300), (200, 40, 300, 140))
 
@@ -176,7 +177,7 @@ def large(repeats: int) -> dict[str, float]:
         "guided, deep features reused": lambda: step(unet, 2, deep),
     }
     if int8.is_available():
-        rounded = int8.int8_copy(unet)
+        rounded = int8_copy(unet)
         ways["guided, int8"] = lambda: step(rounded, 2)
         ways["guided, int8, deep features reused"] = lambda: step(rounded, 2, deep)
     exact = ways["guided"]().float()

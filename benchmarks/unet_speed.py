@@ -108,17 +108,15 @@ def with_torch(part: Part, contender: str, precision: str, folder: Path) -> Call
     dtype = getattr(torch, precision)
     module = __import__(library or home, fromlist=[name])
     model = getattr(module, name).from_pretrained(folder / part.network, torch_dtype=dtype)
-    if contender == "prepared":
-        from retouch.models.prepared.prepare import pack, prepare
+    if contender == "optimized":
+        from retouch.kernels import optimize
 
-        prepare(model)
+        optimize(model)
     function = called(model, part)
     given = [torch.from_numpy(value).to(dtype) for value in inputs_of(part).values()]
 
     def run() -> Any:
         with torch.inference_mode():
-            if contender == "prepared":
-                pack(model)  # as a pipeline's call does
             return function(*given).float().numpy()
 
     return run
@@ -224,11 +222,11 @@ def work(part: Part, contender: str, precision: str, threads: int, folder: Path,
 
 def as_in_a_call(contender: str) -> AbstractContextManager[None]:
     """Return the context in which a pipeline calls optimized models."""
-    if contender != "prepared":
+    if contender != "optimized":
         return nullcontext()
-    from retouch.models.prepared.allocator import keeping_blocks
+    from retouch.kernels import keeping_memory
 
-    return keeping_blocks()
+    return keeping_memory()
 
 
 class Contender:
@@ -276,7 +274,7 @@ def compare(part_name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     # float32 comes first: its first contender is the reference for PSNR.
     for precision in sorted(part.precisions, reverse=True):
-        names = ["diffusers", *(["plain"] if part.with_plain else []), "prepared"]
+        names = ["diffusers", *(["plain"] if part.with_plain else []), "optimized"]
         if args.openvino and part.with_openvino:
             names.append("openvino")
         contenders = [
@@ -329,7 +327,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "retouch-unet-speed")
     parser.add_argument("--openvino", help="a Python that has OpenVINO")
-    parser.add_argument("--contenders", nargs="*", default=["diffusers", "plain", "prepared", "openvino"])
+    parser.add_argument("--contenders", nargs="*", default=["diffusers", "plain", "optimized", "openvino"])
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", help=argparse.SUPPRESS)

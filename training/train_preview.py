@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from retouch.kernels import optimize
 from retouch.models.autoencoder import AutoencoderKL
-from retouch.models.prepared.prepare import prepare
 from retouch.models.tiny_autoencoder import AutoencoderTiny
 from training.data import Composer, Pictures
 from training.latents import Latents
@@ -36,7 +36,7 @@ def train(
     torch.manual_seed(0)
     whole = Latents.load(state).whole
     exact = AutoencoderKL.from_pretrained(state / "vae").to(device, torch.bfloat16)
-    prepare(exact.eval().requires_grad_(False))
+    optimize(exact.eval().requires_grad_(False))
     loop = Loop(
         state,
         "preview_decoder",

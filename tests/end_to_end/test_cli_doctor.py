@@ -13,7 +13,7 @@ from cli_runs import answered, done, refused, retouch
 from retouch.cli import doctor as module
 from retouch.cli.self_test import SelfTest, run_self_test
 from retouch.images.photo import Photo
-from retouch.models import native_attention
+from retouch.kernels import description
 
 
 def test_the_report(hub: Any) -> None:
@@ -21,7 +21,7 @@ def test_the_report(hub: Any) -> None:
     assert report["versions"]["torch"] == torch.__version__ and report["versions"]["rich"]
     assert report["compute"]["used"] == "cpu" and "cpu" in report["compute"]["devices"]
     assert report["compute"]["precision"] == "float32" and report["compute"]["cores"] >= 1
-    assert report["compute"]["attention"] == native_attention.description()
+    assert report["compute"]["kernels"] == description()
     assert report["memory"]["main_bytes"] > 1e8 and report["cache"]["disk_free_bytes"] > 0
     assert report["cache"]["hub"] == hub.url and report["cache"]["logged_in"] is False
     assert report["self-test"]["passed"] is True and report["self-test"]["seconds"] < 10
@@ -84,6 +84,6 @@ def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> No
     place = torch.device("cuda", 1)
     compute = module._compute(place, torch.float16)
     assert compute["devices"] == ["cuda:0 (card 0)", "cuda:1 (card 1)", "cpu"]
-    assert compute["precision"] == "float16" and "flash" in compute["attention"]
+    assert compute["precision"] == "float16" and "flash" in compute["kernels"]
     memory = module._memory(place)
     assert (memory["device_free_bytes"], memory["device_bytes"]) == (10**9, 2 * 10**10)

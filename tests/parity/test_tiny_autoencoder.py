@@ -14,7 +14,7 @@ from tiny_checkpoints import randomised
 
 import retouch
 from retouch.errors import ConfigError
-from retouch.models.prepared.prepare import prepare
+from retouch.kernels import optimize
 from retouch.models.tiny_autoencoder import AutoencoderTiny
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -72,7 +72,7 @@ def test_the_published_architecture() -> None:
 def test_prepared_layers_answer_the_same() -> None:
     ours, theirs = pair()
     latents = torch.randn(1, 4, 6, 5)
-    assert_close(prepare(ours).decode(latents).sample, theirs.decode(latents).sample)
+    assert_close(optimize(ours).decode(latents).sample, theirs.decode(latents).sample)
 
 
 def test_files_of_either_load_in_the_other(tmp_path: Path) -> None:

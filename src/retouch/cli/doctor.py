@@ -103,18 +103,18 @@ def _compute(place: Any, precision: Any) -> Section:
         "precision": _name(precision),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "attention": _attention(place),
+        "kernels": _kernels(place),
     }
 
 
-def _attention(place: Any) -> str:
-    """What computes the attention of all models; torch chooses among several kernels on a GPU."""
+def _kernels(place: Any) -> str:
+    """Return what computes the models; on a GPU torch chooses among several attention kernels."""
     import torch
 
     if place.type == "cpu":
-        from retouch.models import native_attention
+        from retouch.kernels import description
 
-        return native_attention.description()
+        return description()
     if place.type != "cuda":
         return "torch's scaled dot product"
     backends = torch.backends.cuda

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from retouch.models.prepared.graphs import forget_recordings
+from retouch.kernels import release_memory
 from retouch.pipelines.pipeline import Pipeline
 
 Result = TypeVar("Result")
@@ -22,16 +21,6 @@ def ran_out(error: BaseException) -> bool:
         return True
     said = ("out of memory", "can't allocate memory", "not enough memory")  # torch says it in several ways
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)
-
-
-def release() -> None:
-    """Give back what the failed attempt held, and what can be made again."""
-    forget_recordings()
-    gc.collect()
-    for kind in ("cuda", "xpu", "mps"):
-        module = getattr(torch, kind, None)
-        if module is not None and module.is_available():
-            module.empty_cache()
 
 
 def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
@@ -54,7 +43,7 @@ def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Resu
             if not ran_out(error) or index + 1 == len(attempts):
                 raise
             kept: Any = str(error)
-        release()  # outside of `except`, which holds the failed attempt's tensors
+        release_memory()  # outside of `except`, which holds the failed attempt's tensors
         warnings.warn(
             f"Memory ran out ({kept[:120]}). Trying again {attempts[index + 1][0]}; the result may differ a "
             f"little in detail. Close other programs, or give a smaller size=, to avoid it.",

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retouch.models.layers import as_many
-
 
 def to_tokens(x: Tensor) -> Tensor:
     """(batch, channels, height, width) -> (batch, height * width, channels), as a view."""
@@ -92,7 +90,6 @@ class AddedContextAttention(Attention):
         self.add_v_proj = nn.Linear(context_dim, heads * dim_head)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
-        x = as_many(x, context)
         tokens = to_tokens(self.group_norm(x))
         key = torch.cat([self.add_k_proj(context), self.to_k(tokens)], dim=1)
         value = torch.cat([self.add_v_proj(context), self.to_v(tokens)], dim=1)
@@ -152,11 +149,8 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        if self.only_cross_attention:
-            tokens = as_many(tokens, text)
         # The new summand first: a sum takes its memory layout, and what comes in may be a transposed view.
         tokens = self.attn1(self.norm1(tokens), text if self.only_cross_attention else None) + tokens
-        tokens = as_many(tokens, text)
         tokens = self.attn2(self.norm2(tokens), text) + tokens
         return self.ff(self.norm3(tokens)) + tokens
 
@@ -202,4 +196,4 @@ class Transformer2DModel(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, text)
         h = to_map(self.proj_out(tokens), size) if linear else self.proj_out(to_map(tokens, size))
-        return as_many(x, h) + h  # in this order the sum keeps the memory layout of x
+        return x + h  # in this order the sum keeps the memory layout of x

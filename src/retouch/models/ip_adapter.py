@@ -130,9 +130,6 @@ class Context:
     images: Sequence[Tensor]  # (rows, images, tokens, width) for each adapter
     weighting: Weighting
 
-    def __len__(self) -> int:
-        return len(self.text)
-
 
 class ImagePromptAttention(Attention):
     """Attention to the text, and with the same queries to images."""

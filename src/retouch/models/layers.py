@@ -7,20 +7,11 @@ a comment says otherwise. Attention has its own file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def as_many(x: Tensor, other: Sized) -> Tensor:
-    """`x` with as many rows as `other`, which may have them several times over: all, then all again.
-
-    The sides of guidance come so, and are equal until they meet the text: till then one stands for all.
-    """
-    times = len(other) // len(x)
-    return torch.cat([x] * times) if times > 1 else x  # which keeps the memory layout
 
 
 def sinusoidal_embedding(

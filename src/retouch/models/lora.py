@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retouch.checkpoints.lora import Update
-from retouch.models.prepared import layers as prepared
-from retouch.models.prepared.prepare import register
 
 
 class _Call(threading.local):
@@ -114,23 +112,18 @@ class LoRAConv2d(_Adapted, nn.Conv2d):
         return y + _call.scale * F.conv2d(self._conv_forward(x, self.lora_down, None), self.lora_up)
 
 
-class PreparedLoRALinear(LoRALinear, prepared.Linear):
-    """The same over a prepared layer."""
+# Class of a layer without updates -> class of the same layer with updates.
+_ADAPTED: dict[type[nn.Module], Any] = {}
+_PLAIN: dict[type[nn.Module], Any] = {}
 
 
-class PreparedLoRAConv2d(LoRAConv2d, prepared.Conv2d):
-    """The same over a prepared convolution."""
+def register(plain: type[nn.Module], adapted: type[nn.Module]) -> None:
+    """Let layers of exactly the class `plain` take updates: with some, they become of class `adapted`."""
+    _ADAPTED[plain], _PLAIN[adapted] = adapted, plain
 
 
-_ADAPTED: dict[type[nn.Module], Any] = {
-    nn.Linear: LoRALinear,
-    nn.Conv2d: LoRAConv2d,
-    prepared.Linear: PreparedLoRALinear,
-    prepared.Conv2d: PreparedLoRAConv2d,
-}
-_PLAIN = {adapted: plain for plain, adapted in _ADAPTED.items()}
-register(LoRALinear, PreparedLoRALinear)
-register(LoRAConv2d, PreparedLoRAConv2d)
+register(nn.Linear, LoRALinear)
+register(nn.Conv2d, LoRAConv2d)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retouch.checkpoints.pretrained import Pretrained
-from retouch.models.layers import as_many
 from retouch.models.unet_blocks import UP_BLOCKS
 from retouch.models.unet_encoder import UNetEncoder, UNetEncoderConfig
 
@@ -82,7 +81,6 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
-        copies: int = 1,
         deep: Tensor | None = None,
         return_deep: bool = False,
         return_dict: bool = True,
@@ -93,23 +91,19 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
         `added_cond_kwargs`, and no `encoder_hidden_states`; one with IP-Adapters takes both, and a list of
         embeddings. The residuals are a ControlNet's: one for each
         kept tensor, in the order of the way down, and one for the middle. With `deep`, which an earlier call
-        returned for `return_deep`, the finest level alone is computed. `copies` promises that `sample` has
-        the same rows so many times, as for the sides of guidance; what is equal then is computed once.
+        returned for `return_deep`, the finest level alone is computed.
         """
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         context = self.context(encoder_hidden_states, added_cond_kwargs)
         *deeper, finest = self.up_blocks
-        x = self.conv_in(sample)[: len(sample) // copies]
-        x = as_many(x, temb)  # SDXL's and Kandinsky's sides are told different things from here on
+        x = self.conv_in(sample)
         if deep is None:
             x, kept = self.encode(x, temb, context)
-            x = as_many(x, sample)
             if mid_block_additional_residual is not None:
                 x = x + mid_block_additional_residual
         else:
             _, outputs = self.down_blocks[0](x, temb, context)
             kept = [x, *outputs[: self.config.per_level("layers_per_block")[0]]]  # not what leads downwards
-        kept = [as_many(skip, sample) for skip in kept]
         if down_block_additional_residuals is not None:
             pairs = zip(kept, down_block_additional_residuals, strict=deep is None)
             kept = [skip + extra for skip, extra in pairs]

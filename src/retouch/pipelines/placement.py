@@ -22,7 +22,6 @@ class Placement(Protocol):
     """Puts a component where it runs, for as long as a `with` block needs it."""
 
     device: torch.device
-    is_lasting: bool  # a component stays where it is from one use to the next
 
     def using(self, name: str) -> AbstractContextManager[Any]:
         """A context manager that yields the component called `name`."""
@@ -33,8 +32,6 @@ class Placement(Protocol):
 
 class Resident:
     """Everything stays on one device."""
-
-    is_lasting = True
 
     def __init__(self, owner: Any, device: torch.device) -> None:
         self.owner, self.device = owner, device
@@ -54,7 +51,7 @@ class Prefixed:
 
     def __init__(self, whole: Placement, prefix: str) -> None:
         self.whole, self.prefix = whole, prefix
-        self.device, self.is_lasting = whole.device, whole.is_lasting
+        self.device = whole.device
 
     def shared_by(self, owner: Any) -> Self:
         return self
@@ -65,8 +62,6 @@ class Prefixed:
 
 class _Offload(Resident):
     """Base of the strategies that borrow a module while anyone, in any thread, uses it."""
-
-    is_lasting = False
 
     def __init__(self, owner: Any, device: torch.device) -> None:
         super().__init__(owner, device)

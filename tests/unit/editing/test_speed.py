@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_files import peft, sides
 
 import retouch
 from retouch.editing.editor import Editor
 from retouch.editing.options import Options
 from retouch.editing.speed import SPEEDS
 from retouch.errors import InputError
-from retouch.models import int8
+from retouch.kernels.cpu import int8
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 BOX = (40, 30, 80, 60)
@@ -160,13 +161,12 @@ class TestInt8:
         self, load: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made: list[Any] = []
-        copied = int8.int8_copy
 
         def copy_of(model: Any) -> Any:
-            made.extend([model] if hasattr(model, "config") else [])  # it is called for each part as well
-            return copied(model)
+            made.append(model)
+            return int8.int8_copy(model)
 
-        monkeypatch.setattr(int8, "int8_copy", copy_of)
+        monkeypatch.setattr("retouch.pipelines.pipeline.int8_copy", copy_of)
         editor = load()
         unet = editor.pipeline.unet
         for speed in ("exact", "fast", "fast"):
@@ -178,11 +178,9 @@ class TestInt8:
         editor.inpaint(PHOTO, BOX, int8=True, steps=2)
         assert len(made) == 2
 
-    def test_where_it_is_not_possible(
-        self, load: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_where_it_is_not_possible(self, load: Callable[..., Editor]) -> None:
         editor = load()
-        monkeypatch.setattr(type(editor.pipeline), "get_list_adapters", lambda self: {"unet": ["style"]})
+        editor.pipeline.load_lora_weights(dict(peft(sides(editor.pipeline))))
         assert not editor.inpaint(PHOTO, BOX, speed="fast", steps=2).settings["int8"]
         words = r"int8 was asked for, but LoRA adapters are loaded.*without adapters.*unload"
         with pytest.raises(InputError, match=words):

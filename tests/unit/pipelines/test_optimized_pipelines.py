@@ -1,4 +1,4 @@
-"""Pipelines paint the same with prepared models as with plain ones, and whatever is done to the models."""
+"""Pipelines paint the same with optimized models as with plain ones, whatever is done to the models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 import torch
 from ip_adapter_files import ip_adapter, tiny_image_encoder
 from lora_files import peft, sides
+from optimized_layers import has_optimized_layers, packed_layers
 from pipeline_pairs import mask, photo
 from torch import Tensor
 
 import retouch
 from retouch.editing.editor import Editor
-from retouch.models.prepared import onednn
-from retouch.models.prepared.prepare import is_prepared
+from retouch.kernels.cpu import onednn
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
 
@@ -52,26 +52,24 @@ def painted(pipeline: Any, **options: Any) -> Any:
     return pipeline("a cat", generator=torch.Generator().manual_seed(1), output_type="pt", **given).images
 
 
-def keeping(model: Any) -> int:
-    return sum(vars(layer).get("_kept") is not None for layer in model.modules())
-
-
 def assert_alike(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
     assert (found - wanted).abs().max() < tolerance
 
 
 def test_on_unless_asked_otherwise(pipeline: Any, plain: Any) -> None:
     for name in ("unet", "vae", "text_encoder"):
-        assert is_prepared(getattr(pipeline, name)) and not is_prepared(getattr(plain, name))
+        assert has_optimized_layers(getattr(pipeline, name)) and not has_optimized_layers(
+            getattr(plain, name)
+        )
     wanted = painted(plain)
     assert_alike(painted(pipeline), wanted)
     for name in ("unet", "vae", "text_encoder"):
-        assert keeping(getattr(pipeline, name)) > 10 and not keeping(getattr(plain, name))
+        assert len(packed_layers(getattr(pipeline, name))) > 10 and not packed_layers(getattr(plain, name))
     pipeline.optimize(False)
-    assert not is_prepared(pipeline.unet)
+    assert not has_optimized_layers(pipeline.unet)
     assert torch.equal(painted(pipeline), wanted)
     pipeline.optimize()
-    assert is_prepared(pipeline.unet)
+    assert has_optimized_layers(pipeline.unet)
 
 
 @pytest.fixture(params=["sd", "sdxl", "kandinsky"])
@@ -105,14 +103,14 @@ def test_batches_of_different_sizes(pipeline: Any, plain: Any) -> None:
 
 def test_saving(pipeline: Any, plain: Any, tmp_path: Path) -> None:
     painted(pipeline)
-    for each, name in ((pipeline, "prepared"), (plain, "plain")):
+    for each, name in ((pipeline, "optimized"), (plain, "plain")):
         each.save_pretrained(tmp_path / name)
     files = [
         path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*") if path.is_file()
     ]
     assert len(files) > 8
     for file in files:
-        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "prepared" / file).read_bytes()
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "optimized" / file).read_bytes()
 
 
 def test_lora_afterwards(pipeline: Any, plain: Any) -> None:
@@ -123,7 +121,7 @@ def test_lora_afterwards(pipeline: Any, plain: Any) -> None:
     wanted = painted(plain)
     assert (wanted - without).abs().max() > 0.01
     assert_alike(painted(pipeline), wanted)
-    assert keeping(pipeline.unet) > 10
+    assert len(packed_layers(pipeline.unet)) > 10
     half = {"cross_attention_kwargs": {"scale": 0.5}}
     assert_alike(painted(pipeline, **half), painted(plain, **half))
     for each in (pipeline, plain):
@@ -140,7 +138,7 @@ def test_lora_before(pipeline: Any, plain: Any) -> None:
     wanted = painted(plain)
     plain.optimize()
     assert_alike(painted(plain), wanted)
-    assert keeping(plain.unet) > 10
+    assert len(packed_layers(plain.unet)) > 10
     plain.optimize(False)
     assert torch.equal(painted(plain), wanted)
     plain.unload_lora_weights()
@@ -165,9 +163,9 @@ def test_another_dtype_and_back(pipeline: Any, plain: Any) -> None:
     for each in (pipeline, plain):
         each.to(torch.float64)
     assert torch.equal(painted(pipeline), painted(plain))
-    assert not keeping(pipeline.unet)
+    assert not packed_layers(pipeline.unet)
     pipeline.to(torch.float32)
-    assert torch.equal(painted(pipeline), wanted) and keeping(pipeline.unet)
+    assert torch.equal(painted(pipeline), wanted) and packed_layers(pipeline.unet)
 
 
 def test_a_weight_that_is_changed(pipeline: Any) -> None:
@@ -183,10 +181,10 @@ def test_a_compiler_sees_plain_layers(pipeline: Any, plain: Any) -> None:
     painted(pipeline)
     inner = pipeline.unet
     pipeline.unet = torch.compile(inner, backend="eager", fullgraph=True)
-    assert not is_prepared(inner) and is_prepared(pipeline.vae)
+    assert not has_optimized_layers(inner) and has_optimized_layers(pipeline.vae)
     assert_alike(painted(pipeline), painted(plain))
     pipeline.optimize()
-    assert not is_prepared(inner)
+    assert not has_optimized_layers(inner)
 
 
 def test_runs_in_threads(pipeline: Any, plain: Any) -> None:
@@ -202,8 +200,8 @@ def test_runs_in_threads(pipeline: Any, plain: Any) -> None:
 
 
 def test_an_editor_takes_the_switch(tiny_sd_inpaint: Path) -> None:
-    assert is_prepared(retouch.load(tiny_sd_inpaint).pipeline.unet)
-    assert not is_prepared(retouch.load(tiny_sd_inpaint, optimize=False).pipeline.unet)
+    assert has_optimized_layers(retouch.load(tiny_sd_inpaint).pipeline.unet)
+    assert not has_optimized_layers(retouch.load(tiny_sd_inpaint, optimize=False).pipeline.unet)
 
 
 def test_calls_keep_blocks_of_memory(pipeline: Any, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +213,7 @@ def test_calls_keep_blocks_of_memory(pipeline: Any, plain: Any, monkeypatch: pyt
         yield
         entered.append("out")
 
-    monkeypatch.setattr("retouch.pipelines.pipeline.keeping_blocks", noted)
+    monkeypatch.setattr("retouch.pipelines.pipeline.keeping_memory", noted)
     painted(plain)
     assert entered == []
     painted(pipeline, callback_on_step_end=lambda *_: entered.append("step") or {})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from sampling_fakes import FakeModel, FakePlan
@@ -11,7 +9,6 @@ from sampling_fakes import FakeModel, FakePlan
 from retouch.sampling.conditioning import Conditioning, stack
 from retouch.sampling.guidance import Guidance
 from retouch.sampling.predict import Predictor
-from retouch.sampling.tiles import tiled
 
 LATENTS = torch.arange(32.0).reshape(2, 4, 2, 2)
 POSITIVE, NEGATIVE = torch.full((2, 3), 5.0), torch.full((2, 3), 2.0)
@@ -98,26 +95,3 @@ def test_stacking_goes_into_mappings() -> None:
 
 def test_the_dtype_is_that_of_the_inputs() -> None:
     assert Conditioning({"added": {}, "text": POSITIVE.half()}).dtype == torch.float16
-
-
-@pytest.mark.parametrize("shares_sides", [True, False])
-def test_a_model_is_told_that_both_sides_begin_alike(shares_sides: bool) -> None:
-    """It gets both all the same; and is told nothing where there is one side, or where it would not know."""
-    told: list[dict[str, int]] = []
-
-    def model(x: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor]:
-        told.append({key: inputs.pop(key) for key in set(inputs) - {"text", "return_dict"}})
-        return plain(x, timestep, **inputs)
-
-    plain, plan = FakeModel(), FakePlan((1.0, 0.75, 0.5, 0.25))
-    guidance = Guidance(3.0, interval=(0.3, 1.0))
-    inputs = guidance.pair(Conditioning({"text": POSITIVE}, {"text": NEGATIVE}))
-    predict = Predictor(model, plan, guidance, inputs, CHANNELS, shares_sides=shares_sides)
-    predict(LATENTS, plan.steps[0])
-    tiled(predict, 2, 1)(LATENTS, plan.steps[1])
-    predict.guidance.active = False
-    predict(LATENTS, plan.steps[2])
-    predict.guidance.active = True
-    predict(LATENTS, plan.steps[3])
-    assert told == ([{"copies": 2}] * 2 if shares_sides else [{}] * 2) + [{}] * 2
-    assert [len(call["x"]) for call in plain.calls] == [4, 4, 2, 2]

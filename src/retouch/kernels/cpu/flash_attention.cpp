@@ -15,7 +15,7 @@
 // flash_attention_tile.h). Keys and values are used as they come, a row for each key, so heads of any size
 // waste no lanes.
 //
-// The file is built without torch: Python hands over addresses, sizes and strides (native_attention.py does,
+// The file is built without torch: Python hands over addresses, sizes and strides (attention.py does,
 // and checks them). It asks for Python's limited API, so one build serves all versions of Python.
 
 #define PY_SSIZE_T_CLEAN
@@ -143,14 +143,12 @@ inline void store_factors(Factor* to, const Vector* weights) { store(to, *weight
 inline Vector multiply_add(Factors a, Factors b, Vector sum) { return a * b + sum; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector power_of_2(Vector x) {
-    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN
-    // After adding 1.5 * 2^23 the last bits are those of the nearest integer: here of that below x, and of the
-    // 127 that a float adds to its exponent.
-    const Vector far = same(12582912 + 127), shifted = x - same(0.5f) + far, rest = x - (shifted - far);
-    Vector power = same(POWER_OF_2[0]);
-    UNROLL for (size_t i = 1; i < std::size(POWER_OF_2); i++)
-        power = power * rest + same(POWER_OF_2[i]);
-    return power * same_bits<Vector>(same_bits<Bits>(shifted) << 23);
+    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN // After adding 1.5 *
+    2^23 the last bits are those of the nearest integer: here of that below x, and of the // 127 that a float
+    adds to its exponent. const Vector far = same(12582912 + 127), shifted = x - same(0.5f) + far, rest = x -
+    (shifted - far); Vector power = same(POWER_OF_2[0]); UNROLL for (size_t i = 1; i < std::size(POWER_OF_2);
+    i++) power = power * rest + same(POWER_OF_2[i]); return power * same_bits<Vector>(same_bits<Bits>(shifted)
+    << 23);
 }
 
 #include "flash_attention_tile.h"

@@ -9,8 +9,9 @@ import torch
 from tiny_checkpoints import randomised
 from torch import Tensor, nn
 
-from retouch.models import int8
-from retouch.models.int8 import Int8Conv2d, Int8Linear, int8_copy
+from retouch.kernels import int8_copy
+from retouch.kernels.cpu import int8
+from retouch.kernels.cpu.int8 import Int8Conv2d, Int8Linear
 from retouch.models.unet import UNet2DConditionModel
 
 pytestmark = [

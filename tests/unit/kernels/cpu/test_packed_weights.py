@@ -1,4 +1,4 @@
-"""A prepared layer's weight is there once, and whoever asks for it gets the plain parameter, to the bit."""
+"""A packed weight is in memory once, and code that looks at it gets the plain parameter, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from optimized_layers import packed_layers
 from torch import nn
 
+from retouch.kernels import optimize, restore, weight_samples
+from retouch.kernels.cpu import onednn
 from retouch.models import attention, layers
-from retouch.models.prepared import onednn
-from retouch.models.prepared.prepare import pack, prepare
-from retouch.models.prepared.weights import samples
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
 
@@ -34,11 +34,7 @@ class Net(nn.Module):
         return self.out(self.ff(attention.to_tokens(self.conv(self.up(self.conv_in(x))))))
 
 
-KEEPING = ["up.conv", "conv", "ff.net.0.proj", "ff.net.2", "out"]
-
-
-def keeping(net: nn.Module) -> list[str]:
-    return [name for name, layer in net.named_modules() if vars(layer).get("_kept") is not None]
+PACKED = ["up.conv", "conv", "ff.net.0.proj", "ff.net.2", "out"]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -56,7 +52,7 @@ def plain(dtype: torch.dtype) -> Net:
 
 @pytest.fixture
 def net(plain: Net) -> Net:
-    return prepare(copy.deepcopy(plain))
+    return optimize(copy.deepcopy(plain))
 
 
 @pytest.fixture
@@ -77,9 +73,9 @@ def assert_same_state(net: nn.Module, plain: nn.Module) -> None:
 
 
 def test_the_first_call_puts_weights_in_order(net: Net, x: torch.Tensor) -> None:
-    assert keeping(net) == []
+    assert packed_layers(net) == []
     first = run(net, x)
-    assert keeping(net) == KEEPING
+    assert packed_layers(net) == PACKED
     assert torch.equal(run(net, x), first)
 
 
@@ -87,7 +83,7 @@ def test_the_plain_weights_are_gone_meanwhile(net: Net, x: torch.Tensor) -> None
     parameters = [weakref.ref(parameter) for name, parameter in net.named_parameters() if "weight" in name]
     run(net, x)
     gc.collect()
-    assert sum(parameter() is not None for parameter in parameters) == len(parameters) - len(KEEPING)
+    assert sum(parameter() is not None for parameter in parameters) == len(parameters) - len(PACKED)
 
 
 @pytest.mark.parametrize(
@@ -107,17 +103,17 @@ def test_the_plain_weights_are_gone_meanwhile(net: Net, x: torch.Tensor) -> None
 def test_looking_gives_them_back(net: Net, plain: Net, x: torch.Tensor, look: Any) -> None:
     first = run(net, x)
     look(net)
-    assert keeping(net) == []
+    assert packed_layers(net) == []
     assert_same_state(net.to(x.dtype), plain)
     gc.collect()
     assert torch.equal(run(net, x), first)
-    assert keeping(net) == KEEPING
+    assert packed_layers(net) == PACKED
 
 
 def test_the_dtype_and_device_of_a_model_are_told_without(net: Net, x: torch.Tensor) -> None:
     run(net, x)
     assert next(net.parameters()).dtype == x.dtype
-    assert keeping(net) == KEEPING
+    assert packed_layers(net) == PACKED
 
 
 def test_a_weight_is_the_same_to_the_bit(net: Net, plain: Net, x: torch.Tensor) -> None:
@@ -156,7 +152,7 @@ def test_what_an_optimizer_holds_stays(net: Net, x: torch.Tensor) -> None:
     run(net, x)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     before = run(net, x)
-    assert keeping(net) == []
+    assert packed_layers(net) == []
     net(x).sum().backward()
     run(net, x)
     optimizer.step()
@@ -165,13 +161,13 @@ def test_what_an_optimizer_holds_stays(net: Net, x: torch.Tensor) -> None:
     net.zero_grad()
     gc.collect()
     run(net, x)
-    assert keeping(net) == KEEPING
+    assert packed_layers(net) == PACKED
 
 
 def test_a_weight_in_somebodys_hand_stays(net: Net, plain: Net, x: torch.Tensor) -> None:
     weight = net.out.weight
     wanted = run(net, x)
-    assert keeping(net) == KEEPING[:-1]
+    assert packed_layers(net) == PACKED[:-1]
     assert torch.equal(weight, plain.out.weight) and net.out.weight is weight
     with torch.no_grad():
         weight.zero_()
@@ -199,13 +195,13 @@ def test_copies(net: Net, plain: Net, x: torch.Tensor) -> None:
     assert not run(twin, x).any() and torch.equal(run(net, x), first)
     assert_same_state(net, plain)
     again = pickle.loads(pickle.dumps(net))
-    assert torch.equal(run(again, x), first) and keeping(again) == KEEPING
+    assert torch.equal(run(again, x), first) and packed_layers(again) == PACKED
 
 
 def test_shared_weights_stay_shared(x: torch.Tensor) -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).to(x.dtype)
     net[1].weight = net[0].weight
-    prepare(net)
+    optimize(net)
     run(net, x)
     assert net[1].weight is net[0].weight
 
@@ -240,35 +236,67 @@ def test_threads_that_compute_and_look(net: Net, plain: Net, x: torch.Tensor) ->
 
 
 def test_samples_tell_of_a_change_and_leave_a_kept_weight_where_it_is() -> None:
-    layer = prepare(nn.Sequential(nn.Linear(32, 48)))
-    before = torch.cat(samples(layer))
+    layer = optimize(nn.Sequential(nn.Linear(32, 48)))
+    before = torch.cat(weight_samples(layer))
     with torch.no_grad():
         layer(torch.randn(2, 32))
-        assert layer[0].__dict__["_kept"] is not None
-        assert torch.equal(torch.cat(samples(layer)), before)
-        assert layer[0].__dict__["_kept"] is not None
+        assert layer[0].__dict__["_packed"] is not None
+        assert torch.equal(torch.cat(weight_samples(layer)), before)
+        assert layer[0].__dict__["_packed"] is not None
         layer[0].weight[0, 0] += 1
-    assert not torch.equal(torch.cat(samples(layer)), before)
+    assert not torch.equal(torch.cat(weight_samples(layer)), before)
 
 
-def test_packing_ahead_gives_the_forms_that_calls_use(net: Net, plain: Net, x: torch.Tensor) -> None:
-    net.pointwise = prepare(nn.Conv2d(32, 20, 1).to(x.dtype))
-    pack(net)
-    before = {name: vars(layer)["_kept"] for name, layer in net.named_modules() if "_kept" in vars(layer)}
-    assert sorted(before) == sorted([*KEEPING, "pointwise"])
+class Failing(nn.Module):
+    """A net whose call fails before its first layer."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+
+def fail(net: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        net(x)
+
+
+def test_all_weights_are_packed_ahead_of_a_call(plain: Net, x: torch.Tensor) -> None:
+    """Packed one by one between the results of layers, they would leave holes in memory."""
+    net = copy.deepcopy(plain)
+    net.pointwise = nn.Conv2d(32, 20, 1).to(x.dtype)
+    model = optimize(Failing(net))
+    fail(model, x)
+    before = {name: vars(layer)["_packed"] for name, layer in net.named_modules() if "_packed" in vars(layer)}
+    assert sorted(before) == sorted([*PACKED, "pointwise"])
     with torch.no_grad():
         run(net, x)
         net.pointwise(net.conv_in(x))
-    pack(net)
-    after = {name: vars(net.get_submodule(name))["_kept"] for name in before}
+    fail(model, x)
+    after = {name: vars(net.get_submodule(name))["_packed"] for name in before}
     assert all(after[name] is before[name] for name in before), "nothing is packed twice"
     del net.pointwise
     assert_same_state(net, plain)
 
 
-def test_packing_leaves_plain_models_and_held_weights_alone(net: Net, plain: Net) -> None:
-    held, weights = net.out.weight, list(plain.parameters())
-    pack(net)
-    pack(plain)
-    assert keeping(net) == KEEPING[:-1] and net.out.weight is held
+def test_packing_ahead_leaves_plain_models_and_referred_weights_alone(plain: Net, x: torch.Tensor) -> None:
+    model = optimize(Failing(copy.deepcopy(plain)))
+    held = model.net.out.weight
+    fail(model, x)
+    assert packed_layers(model.net) == PACKED[:-1] and model.net.out.weight is held
+    weights = list(plain.parameters())
+    fail(restore(model), x)
+    fail(Failing(plain), x)
+    assert packed_layers(model.net) == []
     assert all(mine is theirs for mine, theirs in zip(plain.parameters(), weights, strict=True))
+
+
+def test_calls_that_use_plain_weights_pack_nothing(plain: Net, x: torch.Tensor) -> None:
+    model = optimize(Failing(copy.deepcopy(plain)))
+    for context in (torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with context, pytest.raises(ZeroDivisionError):
+            model(x)
+    fail(model, x.double())
+    assert packed_layers(model.net) == []

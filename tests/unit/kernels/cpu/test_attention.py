@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retouch.errors import InputError
-from retouch.models import native_attention
-from retouch.models.native_attention import attention, attention_at, supports, torch_attention
+from retouch.kernels.cpu import attention as native_attention
+from retouch.kernels.cpu.attention import attention, attention_at, supports, torch_attention
 
 LEVELS = native_attention.levels()
 DTYPES = [torch.float32, torch.bfloat16]
@@ -216,7 +216,7 @@ def test_works_in_a_forked_process() -> None:
     code = """
 import os, signal, torch
 torch.set_num_threads(2)
-from retouch.models.native_attention import attention_at, levels
+from retouch.kernels.cpu.attention import attention_at, levels
 tensors = [torch.ones(1, 8, 200, 40)] * 3
 attention_at(levels()[0], *tensors)  # torch's threads are up
 child = os.fork()
@@ -318,15 +318,15 @@ def test_attention_answers_whatever_computes_it(dtype: torch.dtype, dim: int, qu
 def test_torch_in_chunks(monkeypatch: pytest.MonkeyPatch, scale: float | None) -> None:
     monkeypatch.setattr(native_attention, "_has_bfloat16_vectors", lambda: True)
     query, key, value = tensors(600, 300, 40, torch.bfloat16, heads=3)
-    assert native_attention._pays_in_chunks(query, key, value)
+    assert native_attention._is_faster_in_chunks(query, key, value)
     result = torch_attention(query, key, value, scale=scale)
     assert result.transpose(1, 2).is_contiguous()
     expected = exact(query, key, value, scale)
     # Scores and weights are rounded to bfloat16 on the way, which torch's own attention does not do.
     theirs = error(F.scaled_dot_product_attention(query, key, value, scale=scale), expected)
     assert error(result, expected) < 6 * theirs
-    assert not native_attention._pays_in_chunks(*tensors(600, 77, 40, torch.bfloat16))
-    assert not native_attention._pays_in_chunks(*tensors(600, 300, 40, torch.float32))
+    assert not native_attention._is_faster_in_chunks(*tensors(600, 77, 40, torch.bfloat16))
+    assert not native_attention._is_faster_in_chunks(*tensors(600, 300, 40, torch.float32))
 
 
 def test_gradients() -> None:
@@ -375,7 +375,7 @@ def reloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_without_the_kernel(reloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RETOUCH_ATTENTION", raising=False)
-    monkeypatch.setitem(sys.modules, "retouch.models._flash_attention", None)
+    monkeypatch.setitem(sys.modules, "retouch.kernels.cpu._flash_attention", None)
     importlib.reload(native_attention)
     assert not native_attention.available
     assert native_attention.levels() == ()
@@ -384,7 +384,7 @@ def test_without_the_kernel(reloaded: None, monkeypatch: pytest.MonkeyPatch) -> 
     assert not native_attention.supports(*inputs)
     check(native_attention.attention(*inputs), *inputs)
     monkeypatch.setenv("RETOUCH_ATTENTION", "avx2")
-    with pytest.raises(InputError, match="it may be: torch"):
+    with pytest.raises(InputError, match=r"RETOUCH_ATTENTION.*Accepted here: torch"):
         importlib.reload(native_attention)
 
 

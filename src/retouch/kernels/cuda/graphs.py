@@ -1,9 +1,11 @@
-"""A UNet's calls on a GPU as recorded graphs: the same kernels in the same order, and no Python between.
+"""A UNet whose calls on a GPU are recorded as CUDA graphs: the same kernels, without Python between them.
 
-A call of a new kind, which is what its inputs are and their shapes, computes as any other. The second one of
-that kind is recorded, and from then on calls copy their inputs to where the recording reads, and play it. It
-reads the weights where they were, so a change of values shows, and other weights ask for other recordings.
-What a recording would not notice is computed layer by layer: adapters, hooks, gradients, autocast.
+A call of a new kind (inputs, their shapes and dtypes) computes as usual. The second call of that kind is
+recorded; from then on calls copy their inputs to where the recording reads them, and play it. A recording
+reads the weights where they were, so changes in place count, and weights in another place are recorded again.
+Calls that a recording could not follow (LoRA, IP-Adapters, hooks, gradients, autocast) compute as usual.
+
+This has not run on a GPU yet, so the environment variable RETOUCH_CUDA_GRAPHS=1 has to ask for it.
 """
 
 from __future__ import annotations
@@ -14,37 +16,34 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from retouch.models import lora
+from retouch.kernels.cpu.packed_weights import has_hooks
+from retouch.models import lora, unet
 from retouch.models.ip_adapter import ImagePromptAttention
-from retouch.models.prepared.prepare import is_chosen
-from retouch.models.prepared.weights import has_hooks
-from retouch.models.unet import UNet2DConditionModel
 
 logger = logging.getLogger("retouch")
 
-KINDS = 6  # of calls to one model that are known at a time: with and without guidance, deep features reused
-SPARE = 4  # a recording keeps its memory, so one part in so many of the GPU's must be free beside it
-_OTHERWISE = (lora.LoRALinear, lora.LoRAConv2d, ImagePromptAttention)  # heed numbers that are no tensors
+MAX_KINDS = 6  # kinds of calls that are kept for one model: with and without guidance, deep features reused
+MIN_FREE = 0.25  # share of the GPU's memory that must be free beside the recordings, which keep theirs
+_UNRECORDED = (lora.LoRALinear, lora.LoRAConv2d, ImagePromptAttention)  # they compute with plain numbers
 
 
 class Recorder(Protocol):
-    """What records for a kind of device."""
+    """Records calls on one kind of device."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Around whatever touches a recording, for one thread at a time: after what others did with it."""
+        """Return a context for all use of recordings, by one thread at a time."""
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What plays a call again, and where its result is then."""
+        """Run and record a call; return a function that repeats it, and the result that it writes to."""
 
 
 class CudaRecorder:
-    """CUDA's graphs. Those of one recorder share their memory, which is why no two may play at a time."""
+    """Records CUDA graphs. The graphs of one recorder share their memory, so only one may play at a time."""
 
     def __init__(self, device: torch.device) -> None:
         with torch.cuda.device(device):
@@ -56,12 +55,12 @@ class CudaRecorder:
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)
-            with torch.cuda.stream(stream):  # a recording that fails may leave another one
+            with torch.cuda.stream(stream):  # a failed recording may leave another stream current
                 yield
             self._done.record(stream)
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        graph, mode = torch.cuda.CUDAGraph(), "thread_local"  # other threads may go on meanwhile
+        graph, mode = torch.cuda.CUDAGraph(), "thread_local"  # other threads may use the GPU meanwhile
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             call()  # libraries set themselves up in a thread's first call, which cannot be recorded
@@ -69,16 +68,17 @@ class CudaRecorder:
             result = call()
         torch.cuda.current_stream().wait_stream(self._stream)
         free, total = torch.cuda.mem_get_info()
-        if free * SPARE < total:
+        if free < MIN_FREE * total:
             raise torch.OutOfMemoryError(f"It leaves {free / 1e9:.1f} GB of the GPU's memory.")
         return graph.replay, result
 
 
+# Kind of device -> its recorder.
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 
 
 class Recording(NamedTuple):
-    """One kind of call."""
+    """One recorded kind of call."""
 
     inputs: list[Tensor]
     play: Callable[[], None]
@@ -89,22 +89,22 @@ _recording = threading.Lock()  # a process can record one graph at a time
 
 
 class Recordings:
-    """Those of one model."""
+    """The recordings of one model."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.is_futile = device, False
-        self.kinds: OrderedDict[str, Recording | None] = OrderedDict()  # None: seen once
+        self.device, self.has_failed = device, False
+        self.kinds: OrderedDict[str, Recording | None] = OrderedDict()  # None: one call of this kind was made
         self._recorder, self._lock = RECORDERS[device.type](device), threading.Lock()
         self._weights: list[Any] | None = None
 
     def forget(self) -> None:
-        """Give back the memory of all."""
+        """Drop all recordings and their memory."""
         with self._lock, self._recorder.turn():
             self.kinds.clear()
 
-    def result(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """What the model returns; None if it has to be called itself."""
-        weights = None if self.is_futile else _weights(model)
+    def result(self, model: nn.Module, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+        """Return the result of a recorded call of the model; None if it has to be computed as usual."""
+        weights = None if self.has_failed else _weights(model)
         given = _leaves(inputs)
         if weights is None or not all(_is_plain(leaf, self.device) for leaf in given):
             return None
@@ -116,12 +116,12 @@ class Recordings:
             is_new = kind not in self.kinds
             recording = self.kinds.setdefault(kind, None)
             self.kinds.move_to_end(kind)
-            while len(self.kinds) > KINDS:
+            while len(self.kinds) > MAX_KINDS:
                 self.kinds.popitem(last=False)
             if is_new:
                 return None
             if recording is None:
-                recording = self._recorded(model, inputs)
+                recording = self._record(call, inputs)
                 if recording is None:
                     return None
                 self.kinds[kind] = recording
@@ -129,17 +129,17 @@ class Recordings:
             for place, tensor in zip(recording.inputs, tensors, strict=True):
                 place.copy_(tensor)
             recording.play()
-            return _mapped(recording.result, Tensor.clone)  # the next call writes over it
+            return _mapped(recording.result, Tensor.clone)  # the next call overwrites it
 
-    def _recorded(self, model: nn.Module, inputs: Mapping[str, Any]) -> Recording | None:
+    def _record(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Recording | None:
         places = _mapped(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
         try:
             with _recording:
-                play, result = self._recorder.record(lambda: model(**places))
+                play, result = self._recorder.record(lambda: call(**places))
         except RuntimeError as error:
-            self.is_futile = True
+            self.has_failed = True
             self.kinds.clear()
-            logger.warning("The UNet's steps are computed without recording them: %s", error)
+            logger.warning("The UNet's calls are computed without recordings: %s", error)
             return None
         return Recording([leaf for leaf in _leaves(places) if isinstance(leaf, Tensor)], play, result)
 
@@ -148,35 +148,32 @@ _recordings: weakref.WeakKeyDictionary[nn.Module, Recordings] = weakref.WeakKeyD
 _finding = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A UNet, called as the UNet is."""
+class UNet2DConditionModel(unet.UNet2DConditionModel):
+    """A UNet that records its calls."""
 
-    model: UNet2DConditionModel
-
-    def __call__(self, sample: Tensor, timestep: Any, text: Any = None, **inputs: Any) -> Any:
-        model, kind = self.model, sample.device.type
-        inputs = {"sample": sample, "encoder_hidden_states": text, **inputs}
+    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Any = None, **inputs: Any) -> Any:
+        call = super().forward
+        kind = sample.device.type
+        if (
+            kind not in RECORDERS
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled(kind)
+            or torch.compiler.is_compiling()
+        ):
+            return call(sample, timestep, encoder_hidden_states, **inputs)
+        inputs = {"sample": sample, "encoder_hidden_states": encoder_hidden_states, **inputs}
         inputs["timestep"] = torch.as_tensor(timestep, device=sample.device)
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(kind) or kind not in RECORDERS:
-            return model(**inputs)
         with _finding:
-            mine = _recordings.get(model)
+            mine = _recordings.get(self)
             if mine is None or mine.device != sample.device:
-                mine = _recordings[model] = Recordings(sample.device)
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves any later call
-            result = mine.result(model, inputs)
-        return model(**inputs) if result is None else result
-
-
-def recorded(model: Any) -> Any:
-    """What to call in a model's place where recordings gain: that model itself, or for it."""
-    is_ours = isinstance(model, UNet2DConditionModel) and is_chosen(model)
-    return Recorded(model) if is_ours and model.device.type in RECORDERS else model
+                mine = _recordings[self] = Recordings(sample.device)
+        with torch.inference_mode(False), torch.no_grad():  # so that recorded tensors serve any later call
+            result = mine.result(self, call, inputs)
+        return call(**inputs) if result is None else result
 
 
 def forget_recordings() -> None:
-    """Give back what recordings hold, of all models. They are made again when they are missed."""
+    """Drop the recordings of all models and their memory. Later calls are recorded again."""
     with _finding:
         known = list(_recordings.values())
     for each in known:
@@ -184,14 +181,14 @@ def forget_recordings() -> None:
 
 
 def _weights(model: nn.Module) -> list[Any] | None:
-    """What a recording takes for granted: layers, and where their weights are. None: there must be none."""
+    """Return what a recording depends on: the layers, and where their weights are. None: do not record."""
     found: list[Any] = []
     rest = [model]
     while rest:
         layer = rest.pop()
         own = layer.__dict__
         is_changed = "forward" in own or own.get("_compiled_call_impl") is not None
-        if is_changed or has_hooks(layer) or isinstance(layer, _OTHERWISE):
+        if is_changed or has_hooks(layer) or isinstance(layer, _UNRECORDED):
             return None
         found.append(type(layer))
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):

@@ -1,4 +1,4 @@
-"""Prepared layers against the plain ones in float64; that the other way is really taken, and by whom not."""
+"""Optimized layers against the plain ones in float64, and which calls use them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from optimized_layers import has_optimized_layers
 from torch import Tensor, nn
 
+from retouch.kernels import optimize, restore
+from retouch.kernels.cpu import layers as optimized, onednn
 from retouch.models import attention, layers
-from retouch.models.prepared import layers as prepared, onednn
-from retouch.models.prepared.prepare import is_prepared, prepare, unprepare
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
 
@@ -56,8 +57,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_the_plain_layers(name: str, dtype: torch.dtype, tolerance: float) -> None:
     make, shapes = CASES[name]
-    exact, layer = seeded(make()).to(dtype).double(), prepare(seeded(make()).to(dtype))
-    assert is_prepared(layer)
+    exact, layer = seeded(make()).to(dtype).double(), optimize(seeded(make()).to(dtype))
+    assert has_optimized_layers(layer)
     with torch.no_grad():
         for number, shape in enumerate([*shapes, *shapes[:1]]):  # one layer, another batch and size each time
             draw = torch.Generator().manual_seed(number)
@@ -78,7 +79,7 @@ def test_views_of_other_orders(dtype: torch.dtype, tolerance: float) -> None:
         exact = seeded(layer).to(dtype)
         with torch.no_grad():
             wanted = exact.double()(x.double())
-            found = prepare(exact.to(dtype))(x)
+            found = optimize(exact.to(dtype))(x)
         assert (found.double() - wanted).abs().max() / wanted.abs().max() < tolerance
 
 
@@ -111,7 +112,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_the_other_kernels_are_used(name: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     make, shapes = CASES[name]
-    layer, x, seen = prepare(make()), torch.randn(shapes[0]), calls(monkeypatch)
+    layer, x, seen = optimize(make()), torch.randn(shapes[0]), calls(monkeypatch)
     with torch.no_grad():
         layer(x)
     assert seen == expected
@@ -125,7 +126,7 @@ def test_whoever_wants_gradients_gets_them(monkeypatch: pytest.MonkeyPatch) -> N
     layer(x).sum().backward()
     wanted = layer.weight.grad.clone()
     layer.zero_grad()
-    prepare(layer)
+    optimize(layer)
     with torch.inference_mode():
         layer(x)
     layer(x).sum().backward()
@@ -138,7 +139,7 @@ def test_whoever_wants_gradients_gets_them(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_other_dtypes_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = calls(monkeypatch)
-    layer, x = prepare(nn.Linear(16, 16).double()), torch.randn(3, 16, dtype=torch.float64)
+    layer, x = optimize(nn.Linear(16, 16).double()), torch.randn(3, 16, dtype=torch.float64)
     with torch.no_grad():
         layer(x)
         layer.float()
@@ -153,21 +154,21 @@ def test_other_dtypes_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_batch() -> None:
     with torch.no_grad():
-        assert prepare(nn.Linear(4, 5))(torch.empty(0, 4)).shape == (0, 5)
-        assert prepare(nn.Conv2d(16, 17, 1))(torch.empty(0, 16, 4, 4)).shape == (0, 17, 4, 4)
+        assert optimize(nn.Linear(4, 5))(torch.empty(0, 4)).shape == (0, 5)
+        assert optimize(nn.Conv2d(16, 17, 1))(torch.empty(0, 16, 4, 4)).shape == (0, 17, 4, 4)
 
 
 def test_one_map_without_a_batch() -> None:
     layer, x = nn.Conv2d(16, 17, 3), torch.randn(16, 5, 5)
     with torch.no_grad():
         wanted = layer(x)
-        torch.testing.assert_close(prepare(layer)(x), wanted)
+        torch.testing.assert_close(optimize(layer)(x), wanted)
 
 
 def test_pictures_and_latents_come_out_in_the_usual_order() -> None:
     with torch.no_grad():
-        assert prepare(nn.Conv2d(32, 4, 3))(torch.randn(2, 32, 8, 8)).is_contiguous()
-        features = prepare(nn.Conv2d(4, 32, 3))(torch.randn(2, 4, 8, 8))
+        assert optimize(nn.Conv2d(32, 4, 3))(torch.randn(2, 32, 8, 8)).is_contiguous()
+        features = optimize(nn.Conv2d(4, 32, 3))(torch.randn(2, 4, 8, 8))
     assert features.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -176,7 +177,7 @@ def test_other_sizes_than_twice(size: tuple[int, int], monkeypatch: pytest.Monke
     layer, x, seen = seeded(layers.Upsample2D(16)), torch.randn(2, 16, 5, 7), calls(monkeypatch)
     with torch.no_grad():
         wanted = layer(x, size=size)
-        prepare(layer)
+        optimize(layer)
         torch.testing.assert_close(layer(x, size=size), wanted)
         assert seen == ["convolution"]
         layer(x, size=(10, 14))
@@ -191,14 +192,14 @@ def test_layers_that_do_not_fit_stay_plain() -> None:
         nn.ConvTranspose2d(32, 32, 3),
     ]
     for layer in odd:
-        assert type(prepare(layer)) in (nn.Conv2d, nn.ConvTranspose2d) and not is_prepared(layer)
+        assert type(optimize(layer)) in (nn.Conv2d, nn.ConvTranspose2d) and not has_optimized_layers(layer)
 
 
 @pytest.mark.parametrize("kind", ["hook", "pre-hook", "another layer"])
 @pytest.mark.parametrize("name", ["gated", "upsample"])
 def test_a_layer_inside_is_called_if_somebody_listens(name: str, kind: str) -> None:
     make, shapes = CASES[name]
-    whole: Any = prepare(seeded(make()))
+    whole: Any = optimize(seeded(make()))
     part = "proj" if name == "gated" else "conv"
     inside, heard = getattr(whole, part), []
     x = torch.randn(shapes[0])
@@ -224,20 +225,20 @@ def test_plain_again() -> None:
     net = nn.Sequential(*(make() for make, _ in CASES.values()))
     kinds = [type(layer) for layer in net.modules()]
     weights = {name: value.clone() for name, value in net.state_dict().items()}
-    prepare(net)
+    optimize(net)
     assert [type(layer) for layer in net.modules()] != kinds
     with torch.no_grad():
         net[0](torch.randn(1, 37))
-    assert unprepare(net) is net and not is_prepared(net)
+    assert restore(net) is net and not has_optimized_layers(net)
     assert [type(layer) for layer in net.modules()] == kinds
     assert all(torch.equal(net.state_dict()[name], value) for name, value in weights.items())
     assert all(set(vars(layer)) == set(vars(type(layer)(*args))) for layer, args in ((net[0], (1, 1)),))
 
 
 def test_preparing_twice_is_preparing_once() -> None:
-    layer = prepare(prepare(nn.Linear(3, 3)))
-    assert type(layer) is prepared.Linear
-    assert type(unprepare(layer)) is nn.Linear
+    layer = optimize(optimize(nn.Linear(3, 3)))
+    assert type(layer) is optimized.Linear
+    assert type(restore(layer)) is nn.Linear
 
 
 def test_torch_still_has_the_operations() -> None:
@@ -250,7 +251,7 @@ def test_without_the_operations_layers_stay_plain(monkeypatch: pytest.MonkeyPatc
     assert onednn.missing() == "_linear_pointwise.default"
     onednn.is_available.cache_clear()
     try:
-        assert type(prepare(nn.Linear(3, 3))) is nn.Linear
+        assert type(optimize(nn.Linear(3, 3))) is nn.Linear
     finally:
         onednn.is_available.cache_clear()
 
@@ -260,9 +261,9 @@ def test_the_first_call_does_not_import_the_compiler() -> None:
     code = """
 import sys, torch
 from retouch.models.attention import Attention
-from retouch.models.prepared.prepare import prepare
+from retouch.kernels import optimize
 with torch.no_grad():
-    prepare(Attention(64, heads=2, dim_head=32))(torch.randn(1, 256, 64))
+    optimize(Attention(64, heads=2, dim_head=32))(torch.randn(1, 256, 64))
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Recorded calls give what the UNet gives, whatever happens to it in between, and no call gets another's.
+"""Recorded calls give what the UNet itself gives, whatever happens to it, and no call gets another's result.
 
 A stand-in records on the CPU (tests/recorded_ops.py); the last tests are for a GPU.
 """
@@ -9,6 +9,7 @@ import copy
 import gc
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, call
@@ -17,15 +18,15 @@ import pytest
 import torch
 from ip_adapter_files import ip_adapter, tiny_image_encoder
 from lora_files import peft, sides
+from optimized_layers import has_optimized_layers
 from pipeline_pairs import mask, photo
 from recorded_ops import OpRecorder
 from torch import Tensor, nn
 
 import retouch
-from retouch.models.prepared import graphs, prepare as preparation
-from retouch.models.prepared.prepare import is_prepared, prepare, unprepare
+from retouch.kernels import is_optimized, optimization, optimize, release_memory, restore
+from retouch.kernels.cuda import graphs
 from retouch.models.unet import UNet2DConditionModel
-from retouch.pipelines.placement import ModelOffload
 
 SETTINGS: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -50,8 +51,9 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[OpRecorder]:
     made: list[OpRecorder] = []
     monkeypatch.setattr(OpRecorder, "made", made, raising=False)
     monkeypatch.setattr(OpRecorder, "error", None)
+    monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", "1")
     monkeypatch.setitem(graphs.RECORDERS, "cpu", OpRecorder)
-    monkeypatch.setattr(preparation, "GPUS", ["cuda", "cpu"])
+    monkeypatch.setattr(optimization, "GPUS", ["cuda", "cpu"])
     return made
 
 
@@ -74,65 +76,69 @@ def inputs(seed: int, rows: int = 2, side: int = 8, tokens: int = 5) -> tuple[Te
     return sample, torch.tensor(900 - seed), torch.randn(rows, tokens, 12, generator=draw)
 
 
-def check(unet: Any, called: Any, seed: int, **options: Any) -> None:
+def computed(unet: Any, *given: Any, **options: Any) -> Any:
+    """The result of the plain UNet's own `forward`."""
+    return UNet2DConditionModel.forward(unet, *given, **options)
+
+
+def check(unet: Any, seed: int, **options: Any) -> None:
     given = inputs(seed, **options)
     with torch.no_grad():
-        assert torch.equal(called(*given, return_dict=False)[0], unet(*given)[0])
+        assert torch.equal(unet(*given, return_dict=False)[0], computed(unet, *given)[0])
 
 
 def test_the_same_numbers_of_other_inputs_each_time(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     for seed in range(6):
-        check(unet, called, seed)
+        check(unet, seed)
     (recorder,) = recorders
     assert (recorder.recorded, recorder.played) == (1, 5)  # the first computes as ever
 
 
 def test_results_stay_when_the_next_call_comes(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     with torch.inference_mode():
-        found = [called(*inputs(seed))[0] for seed in range(4)]
-        wanted = [unet(*inputs(seed))[0] for seed in range(4)]
+        found = [unet(*inputs(seed))[0] for seed in range(4)]
+        wanted = [computed(unet, *inputs(seed))[0] for seed in range(4)]
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
-    check(unet, called, 9)  # outside of inference mode, with what was recorded in it
+    check(unet, 9)  # outside of inference mode, with what was recorded in it
     assert recorders[0].recorded == 1
 
 
 def test_numbers_and_tensors_as_timesteps(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     sample, _, text = inputs(0)
     with torch.no_grad():
         for timestep in (3, 901, 17, 2.5, 400.25, 7.75):
-            assert torch.equal(called(sample, timestep, text)[0], unet(sample, timestep, text)[0])
+            assert torch.equal(unet(sample, timestep, text)[0], computed(unet, sample, timestep, text)[0])
     assert recorders[0].recorded == 2  # one of whole numbers, one of others; not one for each
 
 
 def test_each_kind_of_call_has_its_own(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     for seed in range(3):
-        check(unet, called, seed)
-        check(unet, called, seed, rows=1)
-        check(unet, called, seed, side=12)
-        check(unet, called, seed, tokens=7)
+        check(unet, seed)
+        check(unet, seed, rows=1)
+        check(unet, seed, side=12)
+        check(unet, seed, tokens=7)
     assert recorders[0].recorded == 4 and recorders[0].played == 8
 
 
 def test_deep_features_go_from_one_kind_to_the_other(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     with torch.no_grad():
         for seed in range(4):
             whole, part = inputs(seed), inputs(seed + 10)
-            found = called(*whole, deep=None, return_deep=True)
-            wanted = unet(*whole, return_deep=True)
-            again = called(*part, deep=found.deep, return_deep=True)
+            found = unet(*whole, deep=None, return_deep=True)
+            wanted = computed(unet, *whole, return_deep=True)
+            again = unet(*part, deep=found.deep, return_deep=True)
             assert torch.equal(found.sample, wanted.sample) and torch.equal(found.deep, wanted.deep)
-            assert torch.equal(again.sample, unet(*part, deep=wanted.deep).sample)
+            assert torch.equal(again.sample, computed(unet, *part, deep=wanted.deep).sample)
     assert recorders[0].recorded == 2
 
 
 def test_nested_inputs(recorders: list[OpRecorder]) -> None:
-    unet = prepare(new_unet(**XL))
-    called = graphs.recorded(unet)
+    unet = optimize(new_unet(**XL))
     with torch.no_grad():
         for seed in range(4):
             sample, timestep, text = inputs(seed)
@@ -143,15 +149,15 @@ def test_nested_inputs(recorders: list[OpRecorder]) -> None:
                 "mid_block_additional_residual": torch.full((2, 16, 4, 4), seed / 7),
             }
             assert torch.equal(
-                called(sample, timestep, text, **given)[0], unet(sample, timestep, text, **given)[0]
+                unet(sample, timestep, text, **given)[0], computed(unet, sample, timestep, text, **given)[0]
             )
     assert recorders[0].played == 3
 
 
 def test_weights_that_change_in_place(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     for seed in range(3):
-        check(unet, called, seed)
+        check(unet, seed)
         with torch.no_grad():
             unet.conv_out.weight.mul_(1.5)
             unet.mid_block.resnets[0].conv1.weight.add_(0.1)
@@ -159,7 +165,7 @@ def test_weights_that_change_in_place(unet: Any, recorders: list[OpRecorder]) ->
 
 
 def test_weights_in_another_place(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     for change in (
         lambda: None,
         lambda: unet.load_state_dict(
@@ -172,49 +178,49 @@ def test_weights_in_another_place(unet: Any, recorders: list[OpRecorder]) -> Non
         change()
         before = recorders[0].recorded if recorders else 0
         for seed in range(3):
-            check(unet, called, seed)
+            check(unet, seed)
         assert recorders[0].recorded == before + 1
 
 
 def test_what_a_recording_would_not_notice(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
-    check(unet, called, 0)
-    check(unet, called, 1)
+    optimize(unet)
+    check(unet, 0)
+    check(unet, 1)
 
     heard: list[Any] = []
     hook = unet.mid_block.register_forward_hook(lambda *_: heard.append(1))
-    check(unet, called, 2)
+    check(unet, 2)
     assert len(heard) == 2
     hook.remove()
 
     plain = unet.conv_out.forward
     unet.conv_out.forward = lambda x: plain(x) * 2
-    check(unet, called, 3)
+    check(unet, 3)
     del unet.conv_out.forward
 
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         given = inputs(4)
-        assert torch.equal(called(*given)[0], unet(*given)[0])
+        assert torch.equal(unet(*given)[0], computed(unet, *given)[0])
 
     given = inputs(5)
-    assert called(given[0].requires_grad_(), *given[1:])[0].grad_fn is not None
+    assert unet(given[0].requires_grad_(), *given[1:])[0].grad_fn is not None
     assert recorders[0].played == 1
 
-    check(unet, called, 6)  # and what was recorded is still good
+    check(unet, 6)  # and what was recorded is still good
     assert (recorders[0].recorded, recorders[0].played) == (1, 2)
 
 
 def test_the_oldest_kind_is_forgotten(unet: Any, recorders: list[OpRecorder], monkeypatch: Any) -> None:
-    monkeypatch.setattr(graphs, "KINDS", 2)
-    called = graphs.recorded(prepare(unet))
+    monkeypatch.setattr(graphs, "MAX_KINDS", 2)
+    optimize(unet)
     for side in (8, 8, 12, 12, 16, 16):
-        check(unet, called, side, side=side)
+        check(unet, side, side=side)
     assert recorders[0].recorded == 3
-    check(unet, called, 0, side=16)
+    check(unet, 0, side=16)
     assert recorders[0].recorded == 3
     for _ in range(3):  # more kinds in turns than are kept: none is recorded in vain
         for side in (8, 12, 16):
-            check(unet, called, 1, side=side)
+            check(unet, 1, side=side)
     assert recorders[0].recorded == 3
 
 
@@ -222,53 +228,53 @@ def test_the_oldest_kind_is_forgotten(unet: Any, recorders: list[OpRecorder], mo
 def test_what_cannot_be_recorded_is_computed(
     error: Exception, unet: Any, recorders: list[OpRecorder], monkeypatch: Any, caplog: Any
 ) -> None:
-    called = graphs.recorded(prepare(unet))
-    check(unet, called, 0)
-    check(unet, called, 1)
+    optimize(unet)
+    check(unet, 0)
+    check(unet, 1)
     monkeypatch.setattr(OpRecorder, "error", error)
     for seed in range(4):
-        check(unet, called, seed, side=12)
-        check(unet, called, seed)
+        check(unet, seed, side=12)
+        check(unet, seed)
     assert caplog.text.count(str(error)) == 1
     assert recorders[0].recorded == 1
     assert not graphs._recordings[unet].kinds  # their memory is free
 
 
 def test_memory_on_demand(unet: Any, recorders: list[OpRecorder]) -> None:
-    called = graphs.recorded(prepare(unet))
+    optimize(unet)
     for seed in range(3):
-        check(unet, called, seed)
+        check(unet, seed)
     held = weakref.ref(graphs._recordings[unet].kinds.copy().popitem()[1].inputs[0])
-    graphs.forget_recordings()
+    release_memory()
     gc.collect()
     assert held() is None
     for seed in range(3):
-        check(unet, called, seed)
+        check(unet, seed)
     assert recorders[0].recorded == 2
 
 
 def test_recordings_go_with_the_model(recorders: list[OpRecorder]) -> None:
-    unet = prepare(new_unet())
-    called = graphs.recorded(unet)
-    check(unet, called, 0)
-    check(unet, called, 0)
+    unet = optimize(new_unet())
+    check(unet, 0)
+    check(unet, 0)
     twin = copy.deepcopy(unet)
-    assert graphs.recorded(twin) is twin  # nobody prepared that one
+    for seed in range(3):
+        check(twin, seed)
+    assert len(recorders) == 2 and recorders[1].recorded == 1  # its weights are elsewhere
     gone = weakref.ref(unet)
-    del unet, called
+    del unet
     gc.collect()
     assert gone() is None
 
 
 def test_threads_take_turns(unet: Any, recorders: list[OpRecorder]) -> None:
-    prepare(unet)
+    optimize(unet)
     failures: list[BaseException] = []
 
     def work(first: int) -> None:
         try:
-            called = graphs.recorded(unet)
             for seed in range(first, first + 6):
-                check(unet, called, seed)
+                check(unet, seed)
         except BaseException as error:
             failures.append(error)
 
@@ -281,16 +287,34 @@ def test_threads_take_turns(unet: Any, recorders: list[OpRecorder]) -> None:
     assert len(recorders) == 1 and recorders[0].recorded == 1
 
 
-def test_only_what_was_prepared(unet: Any, recorders: list[OpRecorder]) -> None:
-    assert graphs.recorded(unet) is unet
-    assert graphs.recorded(prepare(unet)) is not unet
-    assert graphs.recorded(unprepare(unet)) is unet
-    net = prepare(nn.Linear(2, 2))
-    assert graphs.recorded(net) is net
+def test_only_an_optimized_unet_is_recorded(unet: Any, recorders: list[OpRecorder]) -> None:
+    for change, recorded in ((lambda unet: unet, 0), (optimize, 2), (restore, 0)):
+        change(unet)
+        for seed in range(3):
+            check(unet, seed)
+        assert sum(recorder.played for recorder in recorders) == recorded
+        recorders.clear()
+    assert type(unet) is UNet2DConditionModel
+    net = optimize(nn.Linear(2, 2))
+    assert type(net) is nn.Linear and is_optimized(net)
 
 
-def test_not_on_a_cpu(unet: Any) -> None:
-    assert graphs.recorded(prepare(unet)) is unet
+@pytest.mark.parametrize("value", [None, "0", ""])
+def test_only_if_the_environment_asks_for_it(
+    value: str | None, unet: Any, recorders: list[OpRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RETOUCH_CUDA_GRAPHS")
+    if value is not None:
+        monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", value)
+    optimize(unet)
+    for seed in range(3):
+        check(unet, seed)
+    assert type(unet) is UNet2DConditionModel and not recorders
+
+
+def test_not_on_a_cpu(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", "1")
+    assert type(optimize(unet)) is UNet2DConditionModel
 
 
 @pytest.mark.parametrize(
@@ -298,8 +322,8 @@ def test_not_on_a_cpu(unet: Any) -> None:
 )
 def test_layers_on_a_gpu(dtype: torch.dtype, by_pixels: bool, unet: Any, recorders: list[OpRecorder]) -> None:
     values = {name: value.clone() for name, value in unet.to(dtype).state_dict().items()}
-    prepare(unet)
-    assert not is_prepared(unet)
+    optimize(unet)
+    assert not has_optimized_layers(unet.mid_block)
     weight = unet.mid_block.resnets[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == by_pixels
     assert all(torch.equal(value, values[name]) for name, value in unet.state_dict().items())
@@ -408,28 +432,33 @@ def test_ip_adapters(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None
     assert not recorders[0].recorded
 
 
-def test_models_that_come_and_go(tiny_sd_inpaint: Path, recorders: list[OpRecorder]) -> None:
-    """Their weights are elsewhere each time, and what a recording holds would stay behind."""
+def test_offloaded_models_are_not_recorded(
+    tiny_sd_inpaint: Path, recorders: list[OpRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights are elsewhere each time, and a recording would keep memory on the GPU between calls."""
     pipeline = loaded(tiny_sd_inpaint)
-    wanted = painted(pipeline)
-    played = recorders[0].played
-    pipeline.placement = ModelOffload(pipeline, torch.device("cpu"))
-    assert torch.equal(painted(pipeline), wanted) and recorders[0].played == played
+    assert type(pipeline.unet) is graphs.UNet2DConditionModel
+    monkeypatch.setattr(optimization, "GPUS", ["cuda"])
+    monkeypatch.setattr("retouch.pipelines.bundle.resolve_device", lambda device: torch.device("cuda"))
+    pipeline.enable_model_cpu_offload()
+    assert type(pipeline.unet) is UNet2DConditionModel and is_optimized(pipeline.unet)
 
 
-def test_moving_prepares_for_the_place(
+def test_a_move_optimizes_for_the_place(
     tiny_sd_inpaint: Path, recorders: list[OpRecorder], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(preparation, "GPUS", ["cuda"])
+    monkeypatch.setattr(optimization, "GPUS", ["cuda"])
     pipeline = loaded(tiny_sd_inpaint)
-    was_prepared = is_prepared(pipeline.unet)
-    monkeypatch.setattr(preparation, "GPUS", ["cuda", "cpu"])
+    was_optimized = has_optimized_layers(pipeline.unet)
+    monkeypatch.setattr(optimization, "GPUS", ["cuda", "cpu"])
     pipeline.to("cpu", torch.bfloat16)
     weight = pipeline.unet.mid_block.resnets[0].conv1.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last) and not is_prepared(pipeline.unet)
-    monkeypatch.setattr(preparation, "GPUS", ["cuda"])
-    assert is_prepared(pipeline.to("cpu").unet) == was_prepared
-    assert not is_prepared(loaded(tiny_sd_inpaint, optimize=False).to("cpu").unet)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not has_optimized_layers(pipeline.unet.mid_block)
+    monkeypatch.setattr(optimization, "GPUS", ["cuda"])
+    assert has_optimized_layers(pipeline.to("cpu").unet) == was_optimized
+    assert type(pipeline.unet) is UNet2DConditionModel
+    assert not has_optimized_layers(loaded(tiny_sd_inpaint, optimize=False).to("cpu").unet)
 
 
 def test_saved_in_the_usual_order(tiny_sd_inpaint: Path, recorders: list[OpRecorder], tmp_path: Path) -> None:
@@ -443,9 +472,9 @@ def test_saved_in_the_usual_order(tiny_sd_inpaint: Path, recorders: list[OpRecor
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_cuda_plays_what_it_computes(dtype: torch.dtype) -> None:
-    unet = prepare(new_unet().to("cuda", dtype))
-    called = graphs.recorded(unet)
+def test_cuda_plays_what_it_computes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", "1")
+    unet = optimize(new_unet().to("cuda", dtype))
 
     def given(seed: int, **options: Any) -> list[Tensor]:
         sample, timestep, text = inputs(seed, **options)
@@ -454,17 +483,18 @@ def test_cuda_plays_what_it_computes(dtype: torch.dtype) -> None:
     with torch.no_grad():
         for side in (8, 16, 8):
             for seed in range(4):
-                found, wanted = called(*given(seed, side=side))[0], unet(*given(seed, side=side))[0]
+                found, wanted = (call(*given(seed, side=side))[0] for call in (unet, partial(computed, unet)))
                 torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
         unet.conv_out.weight.mul_(2)
-        torch.testing.assert_close(called(*given(7))[0], unet(*given(7))[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(unet(*given(7))[0], computed(unet, *given(7))[0], rtol=1e-3, atol=1e-3)
     kinds = graphs._recordings[unet].kinds
-    assert len(kinds) == 2 and all(kinds.values()) and not graphs._recordings[unet].is_futile
+    assert len(kinds) == 2 and all(kinds.values()) and not graphs._recordings[unet].has_failed
 
 
 @needs_gpu
-def test_cuda_in_threads_and_after_forgetting() -> None:
-    unet = prepare(new_unet().to("cuda"))
+def test_cuda_in_threads_and_after_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", "1")
+    unet = optimize(new_unet().to("cuda"))
     failures: list[BaseException] = []
 
     def work(first: int) -> None:
@@ -472,8 +502,8 @@ def test_cuda_in_threads_and_after_forgetting() -> None:
             with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
                 for seed in range(first, first + 5):
                     given = [part.to("cuda") for part in inputs(seed)]
-                    found = graphs.recorded(unet)(*given)[0]
-                    torch.testing.assert_close(found, unet(*given)[0], rtol=1e-3, atol=1e-3)
+                    found, wanted = unet(*given)[0], computed(unet, *given)[0]
+                    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
         except BaseException as error:
             failures.append(error)
 
@@ -484,11 +514,12 @@ def test_cuda_in_threads_and_after_forgetting() -> None:
         for thread in threads:
             thread.join()
         assert not failures
-        graphs.forget_recordings()
+        release_memory()
 
 
 @needs_gpu
-def test_cuda_paints_the_same(family: Path) -> None:
+def test_cuda_paints_the_same(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_CUDA_GRAPHS", "1")
     options = {"dtype": torch.float16}
     wanted = painted(loaded(family, optimize=False, **options).to("cuda"))
     pipeline = loaded(family, **options).to("cuda")
@@ -496,4 +527,4 @@ def test_cuda_paints_the_same(family: Path) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
     for _ in range(2):
         assert (painted(pipeline) - wanted).abs().max() < 0.05
-    assert not graphs._recordings[pipeline.unet].is_futile
+    assert not graphs._recordings[pipeline.unet].has_failed

@@ -1,8 +1,7 @@
-"""The prepared twins of the layers that cost time: same names, same results up to rounding.
+"""Optimized versions of the layers that take most of the time, with the same results up to rounding.
 
-Each is the plain layer with another `forward`, so that a layer becomes its twin, and plain again, by a change
-of class. A call that wants gradients, another device or a dtype that is not for these kernels takes the
-plain layer's way.
+Each is the plain layer with another `forward`, so a layer is optimized and restored by a change of its class.
+Calls with gradients, on another device or in a dtype without these kernels use the plain layer's `forward`.
 """
 
 from __future__ import annotations
@@ -12,81 +11,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retouch.models import attention, layers
-from retouch.models.prepared import onednn
-from retouch.models.prepared.weights import Form, KeepsWeight, has_hooks, is_inference
+from retouch.kernels.cpu import onednn
+from retouch.kernels.cpu.packed_weights import PackedWeight, Packing, has_hooks, is_inference
+from retouch.models import attention, layers, lora
 
-_LINEAR = Form(lambda layer, weight: onednn.pack_linear(weight), onednn.unpack)
+_LINEAR = Packing(lambda layer, weight: onednn.pack_linear(weight), onednn.unpack)
 
 
-class Linear(KeepsWeight, nn.Linear):
+class Linear(PackedWeight, nn.Linear):
     """A linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.kept(_LINEAR, x)
+        packed = self.packed_weight(_LINEAR, x)
         return super().forward(x) if packed is None else onednn.linear(x, packed, self.bias)
 
-    def usual_form(self) -> Form:
+    def default_packing(self) -> Packing:
         return _LINEAR
 
 
-CONVOLUTION = Form(
+CONVOLUTION = Packing(
     lambda layer, weight: onednn.pack_convolution(weight, layer.padding, layer.stride, layer.dilation),
     onednn.unpack,
 )
 
-# Of single pixels it is a linear layer. (As a convolution, oneDNN takes thirty times as long for some sizes.)
-_POINTWISE = Form(
+# A 1x1 convolution is a linear layer of each pixel. (As a convolution, oneDNN takes thirty times as long for
+# some sizes.)
+_POINTWISE = Packing(
     lambda layer, weight: onednn.pack_linear(weight.flatten(1)),
     lambda packed: onednn.unpack(packed)[:, :, None, None],
 )
 
-# Below so many input channels there is nothing to gain from another order. A model's first layer is of that
-# kind, and always has its parameter: the dtype and the device of a model are told by it.
-_FEW = 16
+# With fewer input channels than this, packing gains nothing. A model's first layer has so few, so it always
+# has its parameter, from which the dtype and the device of a model are read.
+_FEW_CHANNELS = 16
 
 
-class Conv2d(KeepsWeight, nn.Conv2d):
-    """A convolution of maps in channels-last order, in which all layers behind it stay.
+class Conv2d(PackedWeight, nn.Conv2d):
+    """A convolution of maps in channels-last order, in which all layers after it stay.
 
-    Latents and pictures, which are what has few channels, come out in the usual order.
+    Latents and pictures, which have few channels, come out in the usual order.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        form, packed = self.usual_form(), None
+        packing, packed = self.default_packing(), None
         if x.ndim == 4 and is_inference(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            packed = None if form is None else self.kept(form, x)
+            packed = None if packing is None else self.packed_weight(packing, x)
         if packed is None:
             y = super().forward(x)
-        elif form is _POINTWISE:
+        elif packing is _POINTWISE:
             y = onednn.linear(x.movedim(1, -1), packed, self.bias).movedim(-1, 1)
         else:
             y = onednn.convolution(x, packed, self.bias, self.padding, self.stride, self.dilation)
-        return y.contiguous() if self.out_channels < _FEW else y
+        return y.contiguous() if self.out_channels < _FEW_CHANNELS else y
 
-    def usual_form(self) -> Form | None:
+    def default_packing(self) -> Packing | None:
         is_pointwise = self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0)
-        return None if self.in_channels < _FEW else _POINTWISE if is_pointwise else CONVOLUTION
+        return None if self.in_channels < _FEW_CHANNELS else _POINTWISE if is_pointwise else CONVOLUTION
 
 
-def is_free(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether nobody put something in a layer's place or listens to it: its work may be done elsewhere."""
+class LoRALinear(lora.LoRALinear, Linear):
+    """An optimized linear layer with LoRA updates."""
+
+
+class LoRAConv2d(lora.LoRAConv2d, Conv2d):
+    """An optimized convolution with LoRA updates."""
+
+
+lora.register(Linear, LoRALinear)
+lora.register(Conv2d, LoRAConv2d)
+
+
+def can_bypass(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether another layer may do this one's work: it is of exactly this class and has no hooks."""
     return type(layer) is kind and not has_hooks(layer)
 
 
-_HALVES = Form(
+_HALVES = Packing(
     lambda layer, weight: [onednn.pack_linear(half) for half in weight.chunk(2)],
     lambda halves: torch.cat([onednn.unpack(half) for half in halves]),
 )
 
 
 class GEGLU(attention.GEGLU):
-    """The gated activation, computed as a part of the products that it is made of."""
+    """The gated activation, computed in the same pass as the products."""
 
     def forward(self, x: Tensor) -> Tensor:
         proj: Any = self.proj
-        halves = proj.kept(_HALVES, x) if is_free(proj, Linear) else None
+        halves = proj.packed_weight(_HALVES, x) if can_bypass(proj, Linear) else None
         if halves is None:
             return super().forward(x)
         value_bias, gate_bias = proj.bias.chunk(2)
@@ -94,14 +106,14 @@ class GEGLU(attention.GEGLU):
         return onednn.linear_times(x, halves[0], value_bias, gate)
 
     def pack(self) -> None:
-        """Have the layer's weight in halves."""
+        """Pack the linear layer's weight in two halves."""
         proj: Any = self.proj
-        if is_free(proj, Linear):
-            proj._keep(_HALVES)
+        if can_bypass(proj, Linear):
+            proj.pack_as(_HALVES)
 
 
 class FeedForward(attention.FeedForward):
-    """The two layers, over so many tokens at a time that what is between them stays in the cache."""
+    """The two layers, for 1024 tokens at a time, so that the values between them stay in the cache."""
 
     TOKENS = 1024
 
@@ -115,17 +127,17 @@ class FeedForward(attention.FeedForward):
         return y.view(x.shape)
 
 
-def _phases(layer: nn.Conv2d, weight: Tensor) -> Any:
-    """For each of the four pixels that one becomes, the 2x2 kernel that sees the pixels around it.
+def _pack_phases(layer: nn.Conv2d, weight: Tensor) -> Any:
+    """Return a 2x2 kernel for each of the four pixels that one pixel becomes, and the weight itself.
 
-    Two of three taps fall on the same pixel, so their weights add up.
+    Two of the three taps along each side see the same source pixel, so their weights are added.
     """
     taps = weight.float()
     kernels = []
     for rows in _merged(taps, 2):
         for kernel in _merged(rows, 3):
             kernels.append(onednn.pack_convolution(kernel.to(weight.dtype), [1, 1], [1, 1], [1, 1]))
-    return kernels, weight  # the sums do not tell what they are of
+    return kernels, weight  # it cannot be computed from the sums
 
 
 def _merged(taps: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -133,42 +145,45 @@ def _merged(taps: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
 
 
-_PHASES = Form(_phases, lambda kept: kept[1])
+_PHASES = Packing(_pack_phases, lambda packed: packed[1])
 
 
 class Upsample2D(layers.Upsample2D):
-    """Twice the size by nearest neighbour, then a 3x3 convolution: four 2x2 ones at the size that comes in.
+    """Nearest-neighbour upsampling and a 3x3 convolution, computed as four 2x2 convolutions of the small map.
 
-    That is 16 multiplications instead of 36 for the same sums.
+    That takes 16 multiplications instead of 36 for the same sums.
     """
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: Any = None) -> Tensor:
         height, width = x.shape[2:]
         conv: Any = self.conv
         is_double = size is None or tuple(size) == (2 * height, 2 * width)
-        kernels = None
-        if is_double and is_free(conv, Conv2d) and is_inference(x):
+        phases = None
+        if is_double and can_bypass(conv, Conv2d) and is_inference(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            kernels = conv.kept(_PHASES, x)
-        if kernels is None:
+            phases = conv.packed_weight(_PHASES, x)
+        if phases is None:
             return super().forward(x, temb, size)
         y = x.new_empty(len(x), 2 * height, 2 * width, conv.out_channels).permute(0, 3, 1, 2)
-        self.fill(y, x, kernels[0])
+        self.fill(y, x, phases[0])
         return y
 
     def pack(self) -> None:
-        """Have the convolution's weight in phases."""
+        """Pack the convolution's weight as four 2x2 kernels."""
         conv: Any = self.conv
-        if is_free(conv, Conv2d):
-            conv._keep(_PHASES)
+        if can_bypass(conv, Conv2d):
+            conv.pack_as(_PHASES)
 
     def fill(self, y: Tensor, x: Tensor, kernels: Any) -> None:
-        """Write what becomes of `x` into `y`."""
+        """Write the result for `x` into `y`."""
         write_phases(y, x, kernels, self.conv.bias, padding=[1, 1])
 
 
 def write_phases(y: Tensor, x: Tensor, kernels: Any, bias: Tensor | None, padding: list[int]) -> None:
-    """Each phase's pixels into every second row and column. Unpadded, `x` has a row more at each end."""
+    """Write each kernel's pixels into every second row and column of `y`.
+
+    With no padding of rows, `x` has one row more at the top and at the bottom.
+    """
     height, width = y.shape[2] // 2, y.shape[3] // 2
     for index, kernel in enumerate(kernels):
         down, across = divmod(index, 2)

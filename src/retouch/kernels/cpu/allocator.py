@@ -1,8 +1,8 @@
-"""Large blocks of memory stay with the process during a call, where glibc would give each back at once.
+"""Memory that stays with the process during a call, where glibc would return each block to the system.
 
-Every layer's result is such a block. To have it from the system again, page by page and cleared, takes up to
-a tenth of a call's time. The call ends with all of it given back. Other systems' allocators are left alone,
-and so is one that the environment has settings for.
+Each layer's result is a large block. To get it from the system again, page by page and cleared, takes up to a
+tenth of a call's time. When the call ends, all kept memory goes back to the system. Other systems' allocators
+are left alone, and so is glibc's where the environment configures it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# mallopt's parameters, and what glibc comes to by itself in a process that has freed large blocks.
+# Parameters of mallopt, and the values that glibc itself reaches in a process that has freed large blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 _KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
-_GIVING_BACK = {_TRIM_THRESHOLD: 12 << 20, _MMAP_THRESHOLD: 12 << 20, _MMAP_MAX: 65536}
+_RELEASING = {_TRIM_THRESHOLD: 12 << 20, _MMAP_THRESHOLD: 12 << 20, _MMAP_MAX: 65536}
 
 _lock = threading.Lock()
 _calls = 0
@@ -28,7 +28,7 @@ _calls = 0
 
 @functools.cache
 def _glibc() -> Any:
-    """The C library, if it is one whose allocator can be told."""
+    """Return the C library if its allocator may be configured here, else None."""
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return None
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -42,10 +42,13 @@ def _set(settings: dict[int, int]) -> None:
 
 
 @contextmanager
-def keeping_blocks() -> Iterator[None]:
-    """Keep what is freed until the last of the calls that are under way ends. It is the whole process's."""
+def keeping_memory() -> Iterator[None]:
+    """Keep freed memory until the last of the running calls ends, in the whole process.
+
+    The environment variable RETOUCH_KEEP_MEMORY=0 switches this off.
+    """
     global _calls
-    if _glibc() is None:
+    if os.environ.get("RETOUCH_KEEP_MEMORY") == "0" or _glibc() is None:
         yield
         return
     with _lock:
@@ -63,12 +66,12 @@ def keeping_blocks() -> Iterator[None]:
 
 
 @contextmanager
-def giving_back() -> Iterator[None]:
-    """Within such a call, give back at once: for huge blocks, which hardly fit where others have been."""
+def releasing_memory() -> Iterator[None]:
+    """Release freed memory at once inside such a call: huge blocks hardly fit where others have been."""
     with _lock:
         was_kept = _calls > 0
         if was_kept:
-            _set(_GIVING_BACK)
+            _set(_RELEASING)
             _glibc().malloc_trim(0)
     try:
         yield

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from retouch.models.prepared import allocator
-from retouch.models.prepared.allocator import giving_back, keeping_blocks
+from retouch.kernels.cpu import allocator
+from retouch.kernels.cpu.allocator import keeping_memory, releasing_memory
 
 
 class Libc:
@@ -45,16 +45,16 @@ def test_the_last_of_several_calls_gives_back(libc: Libc) -> None:
     entered, may_leave = threading.Event(), threading.Event()
 
     def call() -> None:
-        with keeping_blocks():
+        with keeping_memory():
             entered.set()
             may_leave.wait(10)
 
     other = threading.Thread(target=call)
-    with keeping_blocks():
+    with keeping_memory():
         kept = list(libc.told)
         other.start()
         assert entered.wait(10)
-        with keeping_blocks():
+        with keeping_memory():
             pass
     assert libc.told == kept and not libc.trims, "the other thread's call is still under way"
     may_leave.set()
@@ -64,21 +64,21 @@ def test_the_last_of_several_calls_gives_back(libc: Libc) -> None:
 
 
 def test_giving_back_for_a_while(libc: Libc) -> None:
-    with giving_back():
+    with releasing_memory():
         assert not libc.told, "nobody keeps anything"
-    with keeping_blocks():
+    with keeping_memory():
         kept = dict(libc.told)
-        with giving_back():
+        with releasing_memory():
             assert libc.trims == 1 and dict(libc.told) != kept
         assert {parameter: dict(libc.told)[parameter] for parameter in kept} == kept
     after = dict(libc.told)
-    with keeping_blocks():
+    with keeping_memory():
         pass
     assert dict(libc.told) == after, "it ends as it does without"
 
 
 def test_a_call_that_fails_gives_back(libc: Libc) -> None:
-    with pytest.raises(ZeroDivisionError), keeping_blocks():
+    with pytest.raises(ZeroDivisionError), keeping_memory():
         raise ZeroDivisionError
     assert libc.trims == 1
 
@@ -90,8 +90,18 @@ def test_a_call_that_fails_gives_back(libc: Libc) -> None:
 def test_settings_of_the_environment_stand(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert allocator._glibc() is None
-    with keeping_blocks():
+    with keeping_memory():
         assert allocator._calls == 0
+
+
+def test_the_environment_switches_it_off(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_KEEP_MEMORY", "0")
+    with keeping_memory():
+        assert allocator._calls == 0
+    assert not libc.told
+    monkeypatch.setenv("RETOUCH_KEEP_MEMORY", "1")
+    with keeping_memory():
+        assert allocator._calls == 1
 
 
 @pytest.mark.usefixtures("asked_anew")
@@ -102,7 +112,7 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 IN_A_PROCESS = """
 import torch
-from retouch.models.prepared.allocator import keeping_blocks
+from retouch.kernels import keeping_memory
 
 def resident():
     with open("/proc/self/statm") as pages:
@@ -110,7 +120,7 @@ def resident():
 
 size = 2**26
 before = resident()
-with keeping_blocks():
+with keeping_memory():
     torch.ones(size)
     assert resident() > before + 3 * size, "it was freed, and stays with the process"
 assert resident() < before + size

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from retouch.kernels import optimize
+from retouch.kernels.cpu import large_maps, onednn
 from retouch.models import layers
 from retouch.models.autoencoder import AutoencoderKL
-from retouch.models.prepared import large_maps, onednn
-from retouch.models.prepared.prepare import prepare
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
 
@@ -59,7 +59,7 @@ def test_residual_blocks(
     with torch.no_grad():
         wanted = block.double()(x.double())
         before = x.clone()
-        found = prepare(block.to(dtype))(x)
+        found = optimize(block.to(dtype))(x)
     assert len(taken) == 2
     assert torch.equal(x, before), "what comes in is the caller's"
     assert (found.double() - wanted).abs().max() / wanted.abs().max() < tolerance
@@ -72,13 +72,13 @@ def test_norms(affine: bool) -> None:
     x = torch.randn(2, 32, 9, 7) * torch.rand(32, 1, 1) + torch.arange(32)[:, None, None]
     with torch.no_grad():
         wanted = norm.double()(x.double())
-        assert (prepare(norm.float())(x).double() - wanted).abs().max() < 2e-5
+        assert (optimize(norm.float())(x).double() - wanted).abs().max() < 2e-5
 
 
 def test_digits_are_kept() -> None:
     """torch's own norm of a map in channels-last order has 70 dB here."""
     x = (torch.randn(1, 64, 512, 512) + 10).contiguous(memory_format=torch.channels_last)
-    norm = prepare(nn.GroupNorm(32, 64))
+    norm = optimize(nn.GroupNorm(32, 64))
     with torch.no_grad():
         error = norm(x)[:, :8].double() - nn.GroupNorm(4, 8).double()(x[:, :8].double())
     assert -10 * error.square().mean().log10() > 115
@@ -90,13 +90,13 @@ def test_a_block_whose_weight_somebody_holds() -> None:
     x, weight = torch.randn(1, 32, 12, 7), block.conv2.weight
     with torch.no_grad():
         wanted = block(x)
-        torch.testing.assert_close(prepare(block)(x), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(optimize(block)(x), wanted, atol=1e-5, rtol=1e-5)
     assert block.conv2.weight is weight
 
 
 @pytest.mark.usefixtures("all_are_large")
 def test_a_listener_in_a_block_hears() -> None:
-    block, heard = prepare(seeded(layers.ResnetBlock2D(32, 32, groups=8, eps=1e-6))), []
+    block, heard = optimize(seeded(layers.ResnetBlock2D(32, 32, groups=8, eps=1e-6))), []
     block.norm2.register_forward_hook(lambda *_: heard.append(1))
     with torch.no_grad():
         block(torch.randn(1, 32, 12, 7))
@@ -125,7 +125,7 @@ def test_an_autoencoder() -> None:
             exact.encode(pixels.double()).latent_dist.mean,
             exact.decode(latents.double()).sample,
         )
-        prepare(vae.float())
+        optimize(vae.float())
         found = vae.encode(pixels).latent_dist.mean, vae.decode(latents).sample
     for ours, wanted in zip(found, (moments, picture), strict=True):
         assert (ours.double() - wanted).abs().max() / wanted.abs().max() < 5e-6
@@ -134,7 +134,7 @@ def test_an_autoencoder() -> None:
 
 @pytest.mark.usefixtures("all_are_large")
 def test_a_decoder_lets_go_of_what_has_been_read() -> None:
-    decoder, seen = prepare(tiny_vae()).decoder, []
+    decoder, seen = optimize(tiny_vae()).decoder, []
     alive = []
 
     def look(_: nn.Module, __: Any, result: torch.Tensor) -> None:
@@ -151,7 +151,7 @@ def test_a_decoder_lets_go_of_what_has_been_read() -> None:
 
 @pytest.mark.usefixtures("all_are_large")
 def test_a_listener_to_a_decoders_block_hears() -> None:
-    decoder, heard = prepare(tiny_vae()).decoder, []
+    decoder, heard = optimize(tiny_vae()).decoder, []
     decoder.up_blocks[0].register_forward_hook(lambda *_: heard.append(1))
     with torch.no_grad():
         decoder(torch.randn(1, 4, 8, 7))
@@ -166,8 +166,8 @@ def test_huge_maps_are_given_back_in_the_midst_of_a_call(monkeypatch: pytest.Mon
         entered.append(1)
         yield
 
-    monkeypatch.setattr(large_maps, "giving_back", noted)
-    decoder, latents = prepare(tiny_vae()).decoder, torch.randn(1, 4, 8, 8)
+    monkeypatch.setattr(large_maps, "releasing_memory", noted)
+    decoder, latents = optimize(tiny_vae()).decoder, torch.randn(1, 4, 8, 8)
     monkeypatch.setattr(large_maps, "LARGE", 1)
     for huge, expected in ((16 * 16 * 32, [1]), (16 * 16 * 32 + 1, [])):
         monkeypatch.setattr(large_maps, "HUGE", huge)

@@ -1,0 +1,1 @@
+"""UNet calls that a GPU repeats as recorded graphs."""

@@ -1,1 +1,0 @@
-"""Layers that compute the same as the plain ones, faster on a CPU: see prepare.py."""
