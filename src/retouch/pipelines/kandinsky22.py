@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,26 +19,16 @@ from retouch.families.kandinsky22_prior import KANDINSKY_22_PRIOR, PriorCall, as
 from retouch.images.modes import plain_rgb
 from retouch.pipelines import signatures
 from retouch.pipelines.inputs import Cache, Inputs
-from retouch.pipelines.loading import PartNames, named_parts
-from retouch.pipelines.parts import NamedParts
+from retouch.pipelines.loading import named_parts
+from retouch.pipelines.outputs import PriorOutput
+from retouch.pipelines.parts import NamedParts, PartNames
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.placement import Prefixed
-from retouch.pipelines.run import Output, Run
+from retouch.pipelines.run import Run
 from retouch.sampling.start import first_latents
 from retouch.schedulers.plan import Plan
 
 PREFIX = "prior_"  # of the prior's parts in a combined pipeline
-
-
-@dataclass
-class PriorOutput(Output):
-    """Image embeddings, and those to push away from, a row for each picture."""
-
-    image_embeds: Any
-    negative_image_embeds: Any
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return self.image_embeds, self.negative_image_embeds
 
 
 class PriorRun(Run):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,17 +33,17 @@ from retouch.pipelines.components import (
     subfolders,
     text_encoder_from,
 )
+from retouch.pipelines.parts import NamedParts, PartNames
 from retouch.schedulers import by_name
 
-if TYPE_CHECKING:
-    from retouch.pipelines.pipeline import Pipeline
-
-PartNames = dict[str, tuple[str, str]]  # a pipeline's name of a part -> its name in the checkpoint, its class
 FoundPart = tuple[str, Checkpoint, Path, str, str]  # name, where from, folder, name in the checkpoint, class
 
 
 def named_parts(
-    kind: type[Pipeline], index: Mapping[str, Any], given: Collection[str], rename: Callable[[str], str] = str
+    kind: type[NamedParts],
+    index: Mapping[str, Any],
+    given: Collection[str],
+    rename: Callable[[str], str] = str,
 ) -> PartNames:
     """Return the parts that an index names and the caller does not give.
 
@@ -62,7 +62,7 @@ def named_parts(
 
 
 def fetched_parts(
-    kind: type[Pipeline], checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
+    kind: type[NamedParts], checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
 ) -> list[FoundPart]:
     """Bring the parts that the caller does not give onto this machine, and return where they are."""
     found = []
@@ -78,7 +78,7 @@ def fetched_parts(
 
 
 def load_folder(
-    kind: type[Pipeline],
+    kind: type[NamedParts],
     checkpoint: Checkpoint,
     given: Mapping[str, Any],
     dtype: torch.dtype | None,
@@ -98,7 +98,7 @@ def load_folder(
 
 
 def save_folder(
-    pipeline: Pipeline, folder: str | os.PathLike[str], variant: str | None, max_shard_size: int | str
+    pipeline: NamedParts, folder: str | os.PathLike[str], variant: str | None, max_shard_size: int | str
 ) -> None:
     """Write a folder that this library and diffusers load. A failure leaves nothing half-written."""
     target = Path(folder).absolute()
@@ -139,7 +139,7 @@ def open_single_file(
 
 
 def load_single_file(
-    pipeline: type[Pipeline],
+    pipeline: type[NamedParts],
     file: SingleFile,
     kind: Kind,
     given: Mapping[str, Any],

@@ -6,7 +6,7 @@ Loading and saving is in loading.py; calls are in pipeline.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from retouch.adapters.controlnet import ControlNetUse
+from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.needless import is_needless as is_ignored
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retouch")
 
 _LAYOUT_VERSION = "0.42.0"  # the reference's release whose folder layout we write; its readers look for it
+
+
+PartNames = dict[str, tuple[str, str]]  # a pipeline's name of a part -> its name in the checkpoint, its class
 
 
 class PipelineConfig(dict[str, Any]):
@@ -117,7 +121,7 @@ class NamedParts:
 
     def put(self, name: str, part: Any) -> None:
         """Set a part. A model moves to the pipeline's device, unless the pipeline is offloaded."""
-        if isinstance(part, nn.Module) and self.placement.is_lasting:
+        if isinstance(part, nn.Module) and type(self.placement) is Resident:
             part.to(self.device)
         setattr(self, name, part)
 
@@ -184,6 +188,13 @@ class NamedParts:
         other._progress_bar = dict(pipeline._progress_bar)
         other._source = pipeline._source
         return other
+
+    @classmethod
+    def sources(
+        cls, checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
+    ) -> list[tuple[Checkpoint, PartNames]]:
+        """Return the checkpoints that the parts come from, with the names of the parts in each."""
+        raise NotImplementedError
 
     @classmethod
     def given_components(cls, components: Mapping[str, Any]) -> dict[str, Any]:

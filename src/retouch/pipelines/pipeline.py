@@ -27,7 +27,6 @@ from retouch.images.processor import VaeImageProcessor
 from retouch.kernels import int8_copy, int8_refusal, is_optimized, keeping_memory
 from retouch.pipelines.inputs import Cache
 from retouch.pipelines.loading import (
-    PartNames,
     fetched_parts,
     load_folder,
     load_single_file,
@@ -35,7 +34,7 @@ from retouch.pipelines.loading import (
     open_single_file,
     save_folder,
 )
-from retouch.pipelines.parts import NamedParts
+from retouch.pipelines.parts import NamedParts, PartNames
 from retouch.pipelines.progress import check_preview_decoder
 from retouch.pipelines.run import Run
 from retouch.sampling.region import Region
@@ -226,7 +225,6 @@ class Pipeline(NamedParts):
     def sources(
         cls, checkpoint: Checkpoint, index: Mapping[str, Any], given: Collection[str]
     ) -> list[tuple[Checkpoint, PartNames]]:
-        """Return the checkpoints that the parts come from, with the names of the parts in each."""
         return [(checkpoint, named_parts(cls, index, given))]
 
     @classmethod

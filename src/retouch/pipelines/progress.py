@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.families.autoencoder import decode_latents
+from retouch.families.call import Call
+from retouch.families.family import Family
 from retouch.families.latents import LatentLayout
 from retouch.images.files import make_image_grid
 from retouch.images.sizes import crop_to
@@ -30,8 +32,15 @@ from retouch.sampling.predict import Predictor
 from retouch.sampling.region import Region
 from retouch.schedulers.plan import Plan
 
-if TYPE_CHECKING:
-    from retouch.pipelines.run import Run
+
+class RunningCall(Protocol):
+    """A run, as callbacks and recordings see it."""
+
+    pipeline: Any
+    family: Family
+    call: Call
+    pictures: Any
+    rows: int
 
 
 class StepCallback:
@@ -40,7 +49,7 @@ class StepCallback:
     The tensors look as the reference's do: with guidance, negative rows come before positive ones.
     """
 
-    def __init__(self, run: Run, predict: Predictor, region: Region | None) -> None:
+    def __init__(self, run: RunningCall, predict: Predictor, region: Region | None) -> None:
         self.run, self.family, self.predict, self.region = run, run.family, predict, region
         self.function = run.call.callback_on_step_end
         control = run.pipeline.controlnet_use
@@ -269,7 +278,7 @@ class Recording:
             parameter="record",
         )
 
-    def add(self, run: Run, plan: Plan, progress: Progress, done: int) -> None:
+    def add(self, run: RunningCall, plan: Plan, progress: Progress, done: int) -> None:
         """Keep the picture after a step. The pictures of a batch stand side by side."""
         total = len(plan)
         if done != total and done % self._stride:

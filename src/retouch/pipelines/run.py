@@ -9,60 +9,56 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from retouch.adapters import ip_adapter
+from retouch.adapters.controlnet import ControlNetUse
 from retouch.errors import Cancelled, InputError, NumericsError
 from retouch.families.autoencoder import Latents, refuse_foreign
-from retouch.families.call import Call, check_call
+from retouch.families.call import Call, Task, check_call
+from retouch.families.family import Parts
 from retouch.families.pictures import arrange
+from retouch.images.processor import VaeImageProcessor
 from retouch.images.sizes import crop_to
 from retouch.models.lora import rescaled
 from retouch.models.unet import UNet2DConditionModel
 from retouch.pipelines.inputs import Batch, Cache, Inputs, make_inputs
+from retouch.pipelines.outputs import PipelineOutput
 from retouch.pipelines.progress import Recording, StepCallback
 from retouch.sampling.accelerate import DeepReuse
 from retouch.sampling.conditioning import Conditioning, spread
 from retouch.sampling.denoise import Progress, denoise
 from retouch.sampling.predict import Predictor
+from retouch.sampling.region import Region
 from retouch.sampling.tiles import tiled
 from retouch.schedulers.plan import Plan, Step
 
-if TYPE_CHECKING:
-    from retouch.pipelines.pipeline import Pipeline
 
+class Owner(Parts, Protocol):
+    """The pipeline of a run, as the run sees it."""
 
-class Output(ABC):
-    """The result of a call: fields by name, and as the tuple that the reference returns."""
+    task: ClassVar[Task]
+    controlnet_use: ClassVar[ControlNetUse | None]
+    region_class: ClassVar[type[Region]]
+    scheduler: Any
+    image_processor: VaeImageProcessor
+    control_image_processor: VaeImageProcessor
 
-    @abstractmethod
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Return the fields that the reference has, as a plain tuple."""
+    @property
+    def default_size(self) -> int:
+        """Side of the pictures that the checkpoint was trained on."""
 
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the tensors that a callback can get."""
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_tuple())
-
-
-@dataclass
-class PipelineOutput(Output):
-    """The pictures, and for each whether the safety checker objects (None: it is not loaded)."""
-
-    images: Any
-    nsfw_content_detected: list[bool] | None = None
-    recording: Recording | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return self.images, self.nsfw_content_detected
+    def progress_bar(self, total: int) -> Any:
+        """Return the progress bar of a call."""
 
 
 class Run:
@@ -72,7 +68,7 @@ class Run:
     prompts: int
     dtype: torch.dtype  # of the latents
 
-    def __init__(self, pipeline: Pipeline, call: Call, cache: Cache | None = None) -> None:
+    def __init__(self, pipeline: Owner, call: Call, cache: Cache | None = None) -> None:
         self.pipeline, self.family, self.task = pipeline, pipeline.family, pipeline.task
         self.call, self.cache = call, cache
         check_call(call, pipeline.layout.multiple, pipeline.tensor_names)

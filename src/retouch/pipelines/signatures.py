@@ -11,7 +11,7 @@ hint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Generator, Tensor
 from typing_extensions import Never
@@ -20,11 +20,8 @@ from retouch.adapters.controlnet import ControlArguments
 from retouch.families.call import Call, documented
 from retouch.families.kandinsky22 import CombinedArguments, Embeds, EmbedsArguments
 from retouch.families.stable_diffusion_xl import XLArguments
-
-if TYPE_CHECKING:
-    from retouch.pipelines.kandinsky22 import PriorOutput
-    from retouch.pipelines.pipeline import Pipeline
-    from retouch.pipelines.run import PipelineOutput
+from retouch.pipelines.outputs import PipelineOutput, PriorOutput
+from retouch.pipelines.pipeline import Pipeline
 
 Texts = str | Sequence[str] | None
 Generators = Generator | Sequence[Generator] | None
