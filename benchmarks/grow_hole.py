@@ -21,7 +21,7 @@ from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import pr
 from full_size_check import machine
 from torch import Tensor
 
-from retouch.pipelines.kandinsky22 import grow
+from retouch.families.kandinsky22 import grow
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from retouch.checkpoints.shipped import shipped_folder
 from retouch.kernels import optimize
 from retouch.models.autoencoder import AutoencoderKL
 from retouch.models.tiny_autoencoder import AutoencoderTiny
-from retouch.pipelines.previews import linear_colours, preview
+from retouch.pipelines.progress import linear_colours, preview
 from training.data import Pictures
 from training.sheets import to_bytes
 from training.state import default_state

@@ -1,4 +1,4 @@
-"""The familiar door to control pictures: `retouch.control.canny(image)` and the like."""
+"""Control pictures under the name `retouch.control`: `retouch.control.canny(image)` and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that a user can meet.
+"""The errors that a user can meet.
 
     RetouchError
     ├── InputError        (ValueError)    an argument is wrong or contradicts another

@@ -1,4 +1,4 @@
-"""The familiar door: what code written for diffusers imports from its `utils`."""
+"""The functions that code written for diffusers imports from its `utils`."""
 
 from __future__ import annotations
 

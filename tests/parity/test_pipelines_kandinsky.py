@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from closeness import assert_close
 from kandinsky_pairs import (
-    COMBINED,
     DECODERS,
-    PRIOR,
     KandinskyPair,
     combined_pair,
     decoder_pair,
@@ -259,21 +255,6 @@ def test_callbacks_change_the_same(combined: Any, name: str) -> None:
     (changed,) = pair.compare(**prompts("inpaint"), **NUMPY, wrap=wrap, tolerance=2e-5)
     plain = pair.ours(**prompts("inpaint"), **NUMPY, num_inference_steps=4, generator=generators(7)).images
     assert np.abs(changed.numpy() - plain).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", [PRIOR, *DECODERS.values(), *COMBINED.values()])
-def test_the_arguments_are_the_references_in_its_order(name: str) -> None:
-    theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
-    ours = inspect.signature(getattr(retouch, name).__call__).parameters
-    wanted = [key for key in theirs if key not in ("callback", "callback_steps", "kwargs")]
-    assert list(ours)[: len(wanted)] == wanted
-    for key in wanted:
-        mine, reference = ours[key].default, theirs[key].default
-        mine = list(mine) if isinstance(reference, list) else mine
-        if key in ("height", "width"):  # None: that of the picture, or 512
-            assert (mine, reference) == (None, 512)
-        elif reference is not inspect.Parameter.empty:
-            assert mine == reference, key
 
 
 def test_the_size_without_a_picture(tiny_kandinsky: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,16 +37,6 @@ SIZES = {
     "negative_original_size": (32, 32),
     "negative_target_size": (16, 40),
 }
-
-
-@pytest.mark.parametrize("task", XL_NAMES)
-def test_the_arguments_are_the_references_in_its_order(task: str) -> None:
-    ours, theirs = (
-        inspect.signature(getattr(library, XL_NAMES[task]).__call__).parameters
-        for library in (retouch, diffusers)
-    )
-    assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
-    assert theirs.keys() - ours.keys() <= {"kwargs"}
 
 
 @pytest.mark.parametrize(("checkpoint", "task"), KINDS)

@@ -14,7 +14,7 @@ from closeness import assert_close
 from pipeline_pairs import load, mask, photo
 
 import retouch
-from retouch.pipelines.prompt_weights import parse, plain
+from retouch.families.prompt_weights import parse, plain
 
 with contextlib.redirect_stdout(io.StringIO()):
     from compel import Compel, CompelForSDXL, ReturnedEmbeddingsType

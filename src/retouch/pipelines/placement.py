@@ -1,7 +1,7 @@
-"""Where a pipeline's models live between and during use: resident, or moved to the accelerator as needed.
+"""The place of a pipeline's models: always on one device, or moved to the accelerator for each use.
 
-A strategy answers `using(name)` with a context that yields the module ready to run; leaving it frees
-what was borrowed, also when the call failed. Nothing stays hooked into a module afterwards.
+A strategy's `using(name)` is a context that yields the module where it can run. Leaving the context frees the
+accelerator's memory, also after a failure, and removes all hooks from the module.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing_extensions import Self
 
 
 class Placement(Protocol):
-    """Puts a component where it runs, for as long as a `with` block needs it."""
+    """A strategy that puts a component where it runs, while a `with` block needs it."""
 
     device: torch.device
 
     def using(self, name: str) -> AbstractContextManager[Any]:
-        """A context manager that yields the component called `name`."""
+        """Return a context manager that yields the component called `name`."""
 
     def shared_by(self, owner: Any) -> Placement:
-        """The same strategy for another pipeline with the same parts: who uses one is counted together."""
+        """Return the strategy for another pipeline with the same parts, whose uses are counted together."""
 
 
 class Resident:
-    """Everything stays on one device."""
+    """A strategy that keeps everything on one device."""
 
     def __init__(self, owner: Any, device: torch.device) -> None:
         self.owner, self.device = owner, device
@@ -47,7 +47,7 @@ class Resident:
 
 
 class Prefixed:
-    """The strategy of a larger pipeline, for a part of it that calls the components without their prefix."""
+    """The strategy of a larger pipeline, for a part of it that names its components without the prefix."""
 
     def __init__(self, whole: Placement, prefix: str) -> None:
         self.whole, self.prefix = whole, prefix
@@ -61,7 +61,7 @@ class Prefixed:
 
 
 class _Offload(Resident):
-    """Base of the strategies that borrow a module while anyone, in any thread, uses it."""
+    """Base of the strategies that keep a module on the accelerator while any thread uses it."""
 
     def __init__(self, owner: Any, device: torch.device) -> None:
         super().__init__(owner, device)
@@ -69,7 +69,7 @@ class _Offload(Resident):
         self._users: Counter[nn.Module] = Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(copy.deepcopy(self.owner, memo), self.device)  # its parts are used by nobody yet
+        return type(self)(copy.deepcopy(self.owner, memo), self.device)  # nothing uses the copied parts yet
 
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
@@ -95,7 +95,7 @@ class _Offload(Resident):
 
 
 class ModelOffload(_Offload):
-    """One whole model at a time on the accelerator, the others in main memory."""
+    """A strategy with one whole model at a time on the accelerator, and the others in main memory."""
 
     def _borrow(self, module: nn.Module) -> None:
         module.to(self.device)
@@ -105,16 +105,16 @@ class ModelOffload(_Offload):
 
 
 class SequentialOffload(_Offload):
-    """One layer at a time on the accelerator: the least memory, and slow."""
+    """A strategy with one layer at a time on the accelerator: the least memory, and slow."""
 
     def __init__(self, owner: Any, device: torch.device) -> None:
         super().__init__(owner, device)
         self._hooks: dict[nn.Module, list[Any]] = {}
         self._homes: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._turn = threading.RLock()  # a layer cannot be in two places, so one thread computes at a time
+        self._turn = threading.RLock()  # a layer has one place at a time, so only one thread computes
 
     def _borrow(self, module: nn.Module) -> None:
-        # Functions that know their layer by argument alone: a copy of a hooked module works with them, too.
+        # Their layer is an argument, so that these functions also work for a copy of a hooked module.
         def fetch(layer: nn.Module, _: Any) -> None:
             self._fetch(layer)
 

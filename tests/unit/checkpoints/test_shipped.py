@@ -14,7 +14,7 @@ from retouch.checkpoints import shipped
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.shipped import BUILT_IN, shipped_folder
 from retouch.pipelines.auto import AutoPipelineForInpainting, AutoPipelineForText2Image
-from retouch.pipelines.previews import linear_colours, preview
+from retouch.pipelines.progress import linear_colours, preview
 
 ROOT = Path(__file__).parents[3]
 INPAINTING, REGULAR = "builtin", "builtin-regular"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -148,22 +149,23 @@ def test_compare_takes_names_and_their_settings(monkeypatch: pytest.MonkeyPatch)
     from PIL import Image
 
     calls: list[dict[str, Any]] = []
-    real = retouch.StableDiffusionInpaintPipeline.start
+    real = retouch.StableDiffusionInpaintPipeline.__call__
 
-    def start(self: Any, *args: Any, **given: Any) -> Any:
+    @functools.wraps(real)
+    def call(self: Any, *args: Any, **given: Any) -> Any:
         calls.append(given)
         return real(self, *args, **given)
 
-    monkeypatch.setattr(retouch.StableDiffusionInpaintPipeline, "start", start)
+    monkeypatch.setattr(retouch.StableDiffusionInpaintPipeline, "__call__", call)
     mask = Image.new("L", (400, 300))
     mask.paste(255, BOX)
     photo = Image.fromarray(PHOTO)
     sheet = retouch.compare(photo, mask, "a cat", ["builtin", "builtin-regular"], num_inference_steps=1)
     assert [result.column for result in sheet.results] == ["1: builtin", "2: builtin-regular"]
     liked = Profile.of("builtin").defaults_of("inpaint")
-    for call in calls:
-        assert call["guidance_scale"] == liked["guidance_scale"] and call["num_inference_steps"] == 1
-        assert call["padding_mask_crop"] == round(100 * float(liked["context"].rstrip("%")) / 100)
+    for made in calls:
+        assert made["guidance_scale"] == liked["guidance_scale"] and made["num_inference_steps"] == 1
+        assert made["padding_mask_crop"] == round(100 * float(liked["context"].rstrip("%")) / 100)
     assert [result.image.size for result in sheet.results] == [(400, 300)] * 2
     one = retouch.compare(photo, mask, "a cat", num_inference_steps=1, padding_mask_crop=5)
     assert len(one.results) == 1 and calls[-1]["padding_mask_crop"] == 5

@@ -22,6 +22,7 @@ from retouch.models.autoencoder import AutoencoderKL
 PHOTO = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 256, (100, 100, 3), dtype=np.uint8)
 HOLE = (40, 40, 60, 60)
+HOLE_PICTURE, HOLE_MASK = Image.new("RGB", (64, 64)), Image.new("L", (64, 64), 255)
 FAST: dict[str, Any] = {"steps": 1, "size": 64, "seed": 1}
 
 
@@ -155,22 +156,20 @@ def test_where_there_are_adapters_nothing_of_prompts_is_kept(
     assert counted["text"] == 4 and counted["picture"] == 2
 
 
-def test_other_families_are_given_what_the_caller_gave() -> None:
-    cache, picture, mask = PipelineCache(), Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
-    pipeline: Any = object()
-    assert cache.prompts(pipeline, "a", None, 7.5) == {"prompt": "a", "negative_prompt": None}
-    assert cache.pictures(pipeline, picture, mask, 1.0) == {"image": picture, "mask_image": mask}
-
-
 def test_it_is_bounded(editor: Editor, counted: Counter[str]) -> None:
     limits = module._PROMPTS, module._PICTURES
+
+    def read(prompt: str) -> None:
+        call = {"image": HOLE_PICTURE, "mask_image": HOLE_MASK, "guidance_scale": 1.0}
+        editor.pipeline.start(prompt, **call, num_inference_steps=1, cache=editor._cache).condition()
+
     for number in range(limits[0] + 1):
-        editor._cache.prompts(editor.pipeline, f"cat {number}", None, 1.0)
+        read(f"cat {number}")
     assert len(editor._cache._states._values) == limits[0]
     counted.clear()
-    editor._cache.prompts(editor.pipeline, "cat 1", None, 1.0)
-    assert not counted, "the oldest went, this one is still there"
-    editor._cache.prompts(editor.pipeline, "cat 0", None, 1.0)
+    read("cat 1")
+    assert not counted, "the oldest was dropped, this one is still there"
+    read("cat 0")
     assert counted == {"text": 1}
     for seed in range(limits[1] + 2):
         editor.inpaint(PHOTO, HOLE, **{**FAST, "seed": seed, "fill": "noise", "steps": 1})
@@ -207,8 +206,11 @@ def test_threads_get_the_same(editor: Editor) -> None:
 
     def read() -> None:
         for number in range(20):
-            states = cache.prompts(editor.pipeline, f"cat {number % 3}", None, 7.5)
-            found.append((number % 3, float(states["prompt_embeds"].sum())))
+            call = {"image": HOLE_PICTURE, "mask_image": HOLE_MASK, "num_inference_steps": 1}
+            run = editor.pipeline.start(f"cat {number % 3}", **call, cache=cache)
+            with torch.no_grad():
+                states = run.condition().positive["encoder_hidden_states"]
+            found.append((number % 3, float(states.sum())))
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:

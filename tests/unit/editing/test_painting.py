@@ -55,12 +55,6 @@ class Calls:
 
         monkeypatch.setattr(type(editor.pipeline), "start", start)
 
-        def pictures(_: Any, pipeline: Any, picture: Any, mask: Any, strength: float) -> dict[str, Any]:
-            return {"image": picture, "mask_image": mask}
-
-        if answer is not None:
-            monkeypatch.setattr(type(editor._cache), "pictures", pictures)
-
 
 def test_a_crop_that_comes_back_as_it_was_changes_nothing(
     editor: Editor, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +90,7 @@ def test_every_latent_that_the_hole_touches_is_repainted(
     calls = Calls(monkeypatch, editor, lambda arguments: arguments["image"])
     for feather in (0, None):
         edit = editor.inpaint(SLOPE, (201, 133, 204, 135), size=128, feather=feather)
-        mask = np.asarray(calls.made[-1]["mask_image"])
+        mask = np.asarray(calls.made[-1]["mask_image"].image())
         cells = mask.reshape(mask.shape[0] // 8, 8, mask.shape[1] // 8, 8)
         assert (cells.min(axis=(1, 3)) == cells.max(axis=(1, 3))).all() and mask.max() == 255
         crop = edit.crops[0]

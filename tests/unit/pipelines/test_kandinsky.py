@@ -27,7 +27,7 @@ from torch import Tensor
 
 import retouch
 from retouch.errors import Cancelled, InputError
-from retouch.pipelines.kandinsky22 import grow
+from retouch.families.kandinsky22 import grow
 from retouch.pipelines.placement import ModelOffload, SequentialOffload
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from pipeline_pairs import load, mask, photo
 
 import retouch
-from retouch.pipelines.vae import Latents, identity, refuse_foreign
+from retouch.families.autoencoder import Latents, identity, refuse_foreign
 
 OURS = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.18215))
 OTHER = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.13025))

@@ -197,7 +197,9 @@ def test_a_pipeline_gives_the_same_picture(pipeline: Any, strategy: Any) -> None
     pipeline.placement = strategy(pipeline, CPU)
     # Layers that are listened to compute one by one, not as a part of another: rounding differs.
     assert torch.allclose(picture_of(pipeline), expected, atol=1e-5)
+    assert [hooks_in(part) for part in pipeline._modules().values()] == before
     pipeline.optimize(False)
+    before = [hooks_in(part) for part in pipeline._modules().values()]
     plainly = picture_of(pipeline)
     pipeline.placement = Resident(pipeline, CPU)
     assert torch.equal(picture_of(pipeline), plainly)

@@ -15,8 +15,8 @@ from tiny_checkpoints import randomised
 
 import retouch
 from retouch import AutoencoderTiny, InputError
-from retouch.pipelines.previews import linear_colours, preview
-from retouch.pipelines.recording import Recording
+from retouch.pipelines.progress import linear_colours, preview
+from retouch.pipelines.progress import Recording
 
 
 def decoder(**settings: Any) -> AutoencoderTiny:

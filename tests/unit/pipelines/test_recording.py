@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline_pairs import load, mask, photo
 
 import retouch
-from retouch.pipelines.previews import linear_colours
-from retouch.pipelines.recording import Recording
+from retouch.pipelines.progress import linear_colours
+from retouch.pipelines.progress import Recording
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import retouch
 from retouch.checkpoints.tensors import TensorFile
 from retouch.errors import CheckpointError, ConfigError, InputError
 from retouch.models.unet import UNet2DConditionModel
-from retouch.pipelines import single_file
-from retouch.pipelines.single_file import predicts_v
+from retouch.pipelines import loading
+from retouch.pipelines.loading import predicts_v
 
 TinyFile = Callable[[str], tuple[Path, Path]]
 
@@ -49,7 +49,7 @@ def test_a_published_checkpoint_needs_nothing_but_its_file(
 ) -> None:
     class_name, scheduler, predicted, size = EXPECTED[name]
     asked = []
-    monkeypatch.setattr(single_file, "predicts_v", lambda unet: asked.append(unet) or name == "sd2")
+    monkeypatch.setattr(loading, "predicts_v", lambda unet: asked.append(unet) or name == "sd2")
     path = write_zeros(tmp_path / "model.safetensors", full_size(name))
     pipeline = retouch.AutoPipelineForInpainting.from_pretrained(path)
     assert (type(pipeline).__name__, type(pipeline.scheduler).__name__) == (class_name, scheduler)
@@ -193,7 +193,7 @@ def test_the_schedule_that_a_file_states(tiny_single_file: TinyFile, tmp_path: P
 
 @pytest.mark.usefixtures("weightless")
 def test_a_kind_that_the_caller_names_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single_file, "predicts_v", lambda unet: pytest.fail("the model was asked"))
+    monkeypatch.setattr(loading, "predicts_v", lambda unet: pytest.fail("the model was asked"))
     path = write_zeros(tmp_path / "model.safetensors", full_size("sd2"))
     load = retouch.AutoPipelineForInpainting.from_single_file
     seen = [

@@ -67,7 +67,7 @@ def test_two_runs_do_not_share_what_they_remember() -> None:
     for value, model in ((1.0, first), (5.0, second), (0.0, first), (0.0, second)):
         (last,) = model(torch.full((1, 1, 1, 1), value), 0, return_dict=False)
     assert last.item() == 5
-    assert first.apart()._deep is None
+    assert first.fresh()._deep is None
 
 
 def test_each_window_remembers_its_own() -> None:

@@ -439,7 +439,7 @@ def test_offloaded_models_are_not_recorded(
     pipeline = loaded(tiny_sd_inpaint)
     assert type(pipeline.unet) is graphs.UNet2DConditionModel
     monkeypatch.setattr(optimization, "GPUS", ["cuda"])
-    monkeypatch.setattr("retouch.pipelines.bundle.resolve_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("retouch.pipelines.parts.resolve_device", lambda device: torch.device("cuda"))
     pipeline.enable_model_cpu_offload()
     assert type(pipeline.unet) is UNet2DConditionModel and is_optimized(pipeline.unet)
 
