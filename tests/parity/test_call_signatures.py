@@ -93,4 +93,4 @@ def test_a_task_refuses_what_it_cannot_use(name: str, given: dict[str, Any], par
 def test_an_unknown_argument_gets_a_hint() -> None:
     pipeline = object.__new__(retouch.StableDiffusionInpaintPipeline)
     with pytest.raises(retouch.InputError, match=r"no argument 'num_inference_step'.*num_inference_steps"):
-        pipeline("a cat", num_inference_step=3)
+        pipeline._make_call({"prompt": "a cat", "num_inference_step": 3})

@@ -293,20 +293,6 @@ def test_output_types(each_task: Pair, output_type: str) -> None:
     assert ours[1] is None and theirs[1] is None
 
 
-@pytest.mark.parametrize("task", ["text2image", "image2image", "inpaint"])
-def test_positional_arguments_have_the_familiar_order(tiny_sd: Path, task: str) -> None:
-    given: dict[str, tuple[Any, ...]] = {
-        "text2image": (PROMPT, 64, 72, 3, None, None, 2.0, "a bench", 2, 0.0),
-        "image2image": (PROMPT, photo(), 0.7, 3, None, None, 2.0, "a bench", 1, 0.0),
-        "inpaint": (PROMPT, photo(), mask(), None, 64, 72, None, 0.7, 3, None, None, 2.0, "a bench", 2, 0.0),
-    }
-    both = pair(tiny_sd, task)
-    results = []
-    for pipeline in (both.ours, both.theirs):
-        results.append(pipeline(*given[task], generators(3), output_type="np").images)
-    assert np.abs(results[0] - results[1]).max() < 1e-5
-
-
 def test_without_a_generator_torchs_own_is_used(each_task: Pair) -> None:
     results = []
     for pipeline in (each_task.ours, each_task.theirs):

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from retouch.errors import CheckpointError
+from retouch.errors import CheckpointError, ConfigError
 
 ENTRY_POINTS = "retouch.families"
 TASKS = ("text2image", "image2image", "inpaint")
@@ -141,6 +141,26 @@ def row_of_class(class_name: Any) -> FamilyRow | None:
         if class_name in row.class_names:
             return row
     return next((row for row in _added_rows() if class_name in row.class_names), None)
+
+
+def require_row(class_name: Any, source: str) -> FamilyRow:
+    """Return the row that has a pipeline class, and refuse an unknown class."""
+    row = row_of_class(class_name)
+    if row is None:
+        known = ", ".join(row.pipelines["text2image"] for row in rows())
+        raise ConfigError(
+            f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If it "
+            "is one of these under another name, load it with that family's pipeline class.",
+            parameter="name",
+        )
+    return row
+
+
+def family_and_task(class_name: Any) -> tuple[str, str]:
+    """Return the names of the family and of the task of a pipeline class."""
+    row = require_row(class_name, "config")
+    named = [*row.pipelines.items(), *row.controlled.items()]
+    return row.name, next((task for task, name in named if name == class_name), "text2image")
 
 
 def home_of_class(class_name: str) -> str | None:

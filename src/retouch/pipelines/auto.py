@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.single_file import SingleFile, names_single_file
 from retouch.errors import ConfigError
-from retouch.families.registry import FamilyRow, row_named, row_of_class, rows
+from retouch.families.registry import FamilyRow, require_row, row_named, rows
 from retouch.pipelines.loading import open_single_file
 from retouch.pipelines.pipeline import Pipeline
 
@@ -70,14 +70,7 @@ class _AutoPipeline:
     def _choose(
         cls, class_name: Any, source: str, given: Mapping[str, Any], *, for_loading: bool = False
     ) -> type[Pipeline]:
-        row = row_of_class(class_name)
-        if row is None or not row.pipelines:
-            known = ", ".join(row.pipelines["text2image"] for row in rows())
-            raise ConfigError(
-                f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. "
-                "If it is one of these under another name, load it with that family's pipeline class.",
-                parameter="name",
-            )
+        row = require_row(class_name, source)
         if for_loading and row.whole is not None:
             row = row_named(row.whole)
         return cls._with_row(

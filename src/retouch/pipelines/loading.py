@@ -24,6 +24,7 @@ from retouch.checkpoints.original_kinds import KINDS, Kind, Settings
 from retouch.checkpoints.original_layout import PLACES, text_encoder_shapes
 from retouch.checkpoints.single_file import SingleFile, settings_from
 from retouch.errors import CheckpointError, ConfigError, InputError
+from retouch.families.registry import family_and_task
 from retouch.pipelines.components import (
     clip_tokenizer,
     is_tokenizer,
@@ -135,7 +136,7 @@ def open_single_file(
     `config` names the kind. Without it, the tensors tell.
     """
     file = SingleFile.open(name, revision=revision, use_safetensors=use_safetensors, **location)
-    return file, KINDS[file.kind()] if config is None else settings_from(config, **location)
+    return file, KINDS[file.kind()] if config is None else settings_from(config, family_and_task, **location)
 
 
 def load_single_file(

@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline_pairs import load, mask, photo
 
 import retouch
-from retouch.pipelines.progress import linear_colours
-from retouch.pipelines.progress import Recording
+from retouch.families.latents import LatentLayout
+from retouch.pipelines.progress import Recording, linear_colours
 
 
 @pytest.fixture
@@ -95,7 +95,11 @@ class _LinearVae:
 
 def test_the_linear_map_finds_the_colours() -> None:
     class Pipeline:
-        vae, vae_scale_factor, device, dtype = _LinearVae(), 8, "cpu", torch.float32
+        vae, layout, device, dtype = _LinearVae(), LatentLayout(4), "cpu", torch.float32
+        family = SimpleNamespace(autoencoder="vae")
+
+        def part(self, name: str) -> Any:
+            return getattr(self, name)
 
         def encode(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             means = torch.nn.functional.avg_pool2d(pixels, 8)
@@ -114,7 +118,10 @@ def test_published_vaes_need_no_fit(factor: float, grey: float) -> None:
         config = SimpleNamespace(scaling_factor=factor, block_out_channels=[128, 256, 512, 512])
 
     class Pipeline:
-        vae, vae_scale_factor = Vae(), 8
+        vae, layout, family = Vae(), LatentLayout(4), SimpleNamespace(autoencoder="vae")
+
+        def part(self, name: str) -> Any:
+            return getattr(self, name)
 
     latents = torch.zeros(1, 4, 1, 2)
     latents[0, 0, 0, 1] = 1.0

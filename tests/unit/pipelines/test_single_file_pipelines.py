@@ -251,7 +251,7 @@ def test_a_real_unet_is_asked() -> None:
 def test_a_class_loads_its_own_family(tmp_path: Path) -> None:
     xl = write_zeros(tmp_path / "xl.safetensors", full_size("sdxl"))
     with pytest.raises(
-        ConfigError, match=r"of Stable Diffusion XL, for which StableDiffusionInpaintPipeline is"
+        ConfigError, match=r"of Stable Diffusion XL, and StableDiffusionInpaintPipeline is"
     ):
         retouch.StableDiffusionInpaintPipeline.from_single_file(xl)
     sd = write_zeros(tmp_path / "sd.safetensors", full_size("sd15"))
