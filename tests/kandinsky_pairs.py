@@ -9,8 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from closeness import assert_close
-from pipeline_pairs import PROMPT, as_tensor, generators, load, mask, photo
+from pipeline_pairs import PROMPT, as_tensor, compare_runs, generators, load, mask, photo
 from tiny_checkpoints_kandinsky import WIDTH
 from torch import Tensor
 
@@ -45,28 +44,15 @@ class KandinskyPair:
     ours: Any
     theirs: Any
 
-    def compare(
-        self, *, seeds: int | list[int] = 7, tolerance: float = 1e-5, wrap: Any = None, **arguments: Any
-    ) -> list[Tensor]:
+    def compare(self, *, seeds: int | list[int] = 7, wrap: Any = None, **arguments: Any) -> Any:
         """Fail unless the results, and the random numbers used up, are the same; returns ours."""
         arguments = {"num_inference_steps": 4, **arguments}
-        results, states = [], []
-        for pipeline in (self.ours, self.theirs):
-            generator = generators(seeds)
-            extra = wrap() if wrap else {}
-            with warnings.catch_warnings():
-                if pipeline is self.theirs:
-                    warnings.simplefilter("ignore")
-                output = pipeline(**arguments, **extra, generator=generator)
-            found = [output.images] if hasattr(output, "images") else [*output.to_tuple()]
-            results.append([as_tensor(part) for part in found])
-            listed = generator if isinstance(generator, list) else [generator]
-            states.append([source.get_state() for source in listed])
-        for mine, reference in zip(*results, strict=True):
-            assert_close(mine, reference, tolerance)
-        for mine, reference in zip(*states, strict=True):
-            assert torch.equal(mine, reference), "not as many random numbers were drawn as by the reference"
-        return results[0]
+
+        def results(pipeline: Any, generator: Any) -> Any:
+            output = pipeline(**arguments, **(wrap() if wrap else {}), generator=generator)
+            return output.images if hasattr(output, "images") else output.to_tuple()
+
+        return compare_runs(results, self.ours, self.theirs, seeds)
 
     def scheduled(self, name: str, **options: Any) -> KandinskyPair:
         """The same parts with another scheduler for the decoder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,33 +77,45 @@ class Pair:
             pipelines.append(made)
         return replace(self, ours=pipelines[0], theirs=pipelines[1])
 
-    def compare(
-        self, *, seeds: int | list[int] = 7, tolerance: float = 1e-5, wrap: Any = None, **arguments: Any
-    ) -> float:
-        """Fail unless the pictures, and the random numbers used up, are the same; returns the difference.
+    def compare(self, *, seeds: int | list[int] = 7, wrap: Any = None, **arguments: Any) -> Any:
+        """Fail unless the pictures, and the random numbers used up, are the same; returns our pictures.
 
-        `seeds` is one, or a list for a list of generators. `wrap` makes further arguments, once for each.
+        `seeds` is one, or a list for a list of generators. `wrap` makes more arguments, once for each call.
         """
         # A small scale, because it multiplies the roundings of the two libraries' networks.
         defaults = {"output_type": "np", "num_inference_steps": 4, "guidance_scale": 3.0}
         arguments = {**defaults, **arguments}
         if not {"prompt", "prompt_embeds"} & arguments.keys():
             arguments["prompt"] = PROMPT
-        results, states = [], []
-        for pipeline in (self.ours, self.theirs):
-            generator = generators(seeds)
-            extra = wrap() if wrap else {}
-            with warnings.catch_warnings():
-                if pipeline is self.theirs:  # what it deprecates is not our matter
-                    warnings.simplefilter("ignore")
-                images = pipeline(**arguments, **extra, generator=generator).images
-            results.append(as_tensor(images))
-            listed = generator if isinstance(generator, list) else [generator]
-            states.append([source.get_state() for source in listed])
-        assert_close(*results, tolerance)
-        for mine, reference in zip(*states, strict=True):
-            assert torch.equal(mine, reference), "not as many random numbers were drawn as by the reference"
-        return float((results[0].double() - results[1].double()).abs().max())
+
+        def pictures(pipeline: Any, generator: Any) -> Any:
+            return pipeline(**arguments, **(wrap() if wrap else {}), generator=generator).images
+
+        return compare_runs(pictures, self.ours, self.theirs, seeds)
+
+
+def compare_runs(run: Callable[[Any, Any], Any], ours: Any, theirs: Any, seeds: int | list[int] = 7) -> Any:
+    """Fail unless `run(pipeline, generator)` gives the same for both and draws as much; returns our result.
+
+    The reference runs a second time where its rounding has to be measured.
+    """
+    states: list[list[Tensor]] = []
+
+    def result(pipeline: Any) -> Any:
+        generator = generators(seeds)
+        with warnings.catch_warnings():
+            if pipeline is theirs:  # what it deprecates is not our matter
+                warnings.simplefilter("ignore")
+            made = run(pipeline, generator)
+        listed = generator if isinstance(generator, list) else [generator]
+        states.append([source.get_state() for source in listed])
+        return made
+
+    found = result(ours)
+    assert_close(found, lambda: result(theirs))
+    for mine, reference in zip(*states[:2], strict=True):
+        assert torch.equal(mine, reference), "not as many random numbers were drawn as by the reference"
+    return found
 
 
 def pair(folder: Path, task: str) -> Pair:

@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
+from closeness import SCHEDULER, TABLE
 from torch import Generator, Tensor
 
 from retouch import schedulers
@@ -156,12 +157,12 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).nan_to_num().abs().max() / theirs.nan_to_num().abs().max().clamp(min=1))
 
 
-def assert_same(ours: Trace, theirs: Trace, tolerance: float = 1e-5, originals: bool = False) -> float:
+def assert_same(ours: Trace, theirs: Trace, tolerance: float = SCHEDULER, originals: bool = False) -> float:
     """Fail unless two runs agree; returns the largest relative difference found."""
     assert ours.timesteps.dtype == theirs.timesteps.dtype
     assert torch.equal(ours.timesteps, theirs.timesteps), f"{ours.timesteps}\n{theirs.timesteps}"
     largest = abs(ours.initial_sigma - theirs.initial_sigma) / max(theirs.initial_sigma, 1.0)
-    assert largest <= 1e-6, f"initial sigma {ours.initial_sigma} instead of {theirs.initial_sigma}"
+    assert largest <= TABLE, f"initial sigma {ours.initial_sigma} instead of {theirs.initial_sigma}"
     for what in ("inputs", "latents", "noised") + (("originals",) if originals else ()):
         mine, reference = getattr(ours, what), getattr(theirs, what)
         assert len(mine) == len(reference)
@@ -177,7 +178,7 @@ def compare(
     config: dict[str, Any],
     steps: int | None,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = SCHEDULER,
     originals: bool = False,
     rows: int | None = None,
     **options: Any,

@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from closeness import SCHEDULER, TABLE
 from scheduler_grid import assert_same, generators, grid, run_diffusers_style, run_plan
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def reference_run(scheduler: Any, steps: int | None, **options: Any) -> Any:
 def assert_same_sigmas(ours: Tensor, theirs: Tensor) -> None:
     # After the final sigma, the reference's KDPM2 has two more zeros that nothing reads.
     assert ours.dtype == theirs.dtype
-    torch.testing.assert_close(ours, theirs[: len(ours)], rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours, theirs[: len(ours)], rtol=TABLE, atol=0)
     assert not theirs[len(ours) :].any()
 
 
@@ -36,7 +37,7 @@ def compare(
     name: str,
     config: dict[str, Any],
     *runs: tuple[int | None, int],
-    tolerance: float = 1e-5,
+    tolerance: float = SCHEDULER,
     originals: bool = False,
     rows: int | None = None,
     **options: Any,

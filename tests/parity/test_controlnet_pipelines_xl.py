@@ -72,7 +72,6 @@ def test_padding_mask_crop(made: Any, checkpoint: str) -> None:
         **SIZE,
         padding_mask_crop=8,
         output_type="pil",
-        tolerance=1.001 / 255,
     )
 
 
@@ -89,7 +88,6 @@ def test_fractions_are_of_the_schedule_without_an_early_end(
         control_guidance_start=start,
         control_guidance_end=end,
         output_type="latent",
-        tolerance=1e-4,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from pipeline_pairs import NAMES, PROMPT, generators, pair, task_inputs
+from closeness import assert_close, assert_equal
+from pipeline_pairs import NAMES, PROMPT, Pair, generators, pair, task_inputs
 
 import retouch
 
@@ -44,7 +46,7 @@ def test_a_scheduler_of_the_reference_in_our_pipeline(tiny_sd: Path, name: str, 
     both.theirs.scheduler = getattr(diffusers, name).from_config(own.config)
     before = state_of(own)
     for _ in range(2):  # the second call must find the object as the first did
-        both.compare(**task_inputs("inpaint"), strength=strength, tolerance=3e-5)
+        both.compare(**task_inputs("inpaint"), strength=strength)
         assert state_of(own) == before
 
 
@@ -115,18 +117,15 @@ def test_settings_that_early_checkpoints_left_wrong(
     assert {key: ours.scheduler.config[key] for key in wrong} == {
         key: theirs.scheduler.config[key] for key in wrong
     }
-    pictures = []
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
-        inputs = {**task_inputs(task), "num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "np"}
-        pictures.append(pipeline(PROMPT, **inputs, generator=generators(1)).images)
-    assert np.abs(pictures[0] - pictures[1]).max() < 3e-5
+    Pair(ours, theirs, task).compare(**task_inputs(task), num_inference_steps=6)
 
 
 @pytest.mark.parametrize("wrong", [{"steps_offset": 0}, {"clip_sample": True}], ids=str)
 def test_a_scheduler_set_by_hand_stays_as_it_is(tiny_sd: Path, wrong: dict[str, Any]) -> None:
     both = pair(tiny_sd, "inpaint").changed("DDIMScheduler", **wrong)
-    both.compare(**task_inputs("inpaint"), strength=0.8, tolerance=3e-5)
+    both.compare(**task_inputs("inpaint"), strength=0.8)
 
 
 def pictures_of(pipeline: Any, task: str) -> np.ndarray:
@@ -155,11 +154,12 @@ def test_what_we_save_the_reference_loads_and_the_other_way_round(
     assert listed[0] == listed[1]
     if "max_shard_size" in options:
         assert "unet/diffusion_pytorch_model.safetensors.index.json" in listed[0]
-    expected = pictures_of(both.ours, task)
     name = NAMES[task]
-    for library, folder in ((diffusers, "ours"), (retouch, "theirs"), (retouch, "ours")):
-        found = pictures_of(getattr(library, name).from_pretrained(tmp_path / folder, **variant), task)
-        assert np.abs(found - expected).max() <= (0 if (library, folder) == (retouch, "ours") else 1e-5)
+    again = getattr(retouch, name).from_pretrained(tmp_path / "ours", **variant)
+    assert_equal(pictures_of(again, task), pictures_of(both.ours, task))
+    for library, folder in ((diffusers, "ours"), (retouch, "theirs")):
+        loaded = getattr(library, name).from_pretrained(tmp_path / folder, **variant)
+        assert_close(pictures_of(both.ours, task), functools.partial(pictures_of, loaded, task))
 
 
 def test_the_automatic_choice_of_both_libraries_agrees_on_what_we_saved(

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import assert_close
 from diffusers.callbacks import SDXLCFGCutoffCallback
-from pipeline_pairs import PROMPT, Pair, generators, task_inputs, xl_pair
+from pipeline_pairs import PROMPT, Pair, compare_runs, generators, task_inputs, xl_pair
 
 TASKS = [
     ("tiny_sdxl", "text2image"),
@@ -27,28 +26,28 @@ def each_task(request: pytest.FixtureRequest) -> Pair:
 
 def test_what_a_callback_sees(each_task: Pair) -> None:
     names = ["latents", "prompt_embeds", *ADDED]
-    seen: list[list[dict[str, torch.Tensor]]] = []
     # In text2image the reference gives the two sides' sizes to the wrong rows of a batch.
     sizes = {} if each_task.task == "text2image" else {"negative_original_size": (32, 16)}
 
-    def listen(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        assert list(tensors) == names and index == len(seen[-1])
-        seen[-1].append({name: value.clone() for name, value in tensors.items()})
-        return tensors
+    def run(pipeline: Any, generator: Any) -> list[torch.Tensor]:
+        """Return the tensors that the callback saw in all steps."""
+        seen: list[list[torch.Tensor]] = []
 
-    for pipeline in (each_task.ours, each_task.theirs):
-        seen.append([])
+        def listen(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+            assert list(tensors) == names and index == len(seen)
+            assert all(len(tensors[name]) == 4 for name in ADDED)
+            seen.append([value.clone() for value in tensors.values()])
+            return tensors
+
         pipeline(
             PROMPT, **task_inputs(each_task.task), **sizes, num_inference_steps=4, num_images_per_prompt=2,
-            guidance_scale=3.0, negative_prompt="a bench", output_type="latent", generator=generators(2),
+            guidance_scale=3.0, negative_prompt="a bench", output_type="latent", generator=generator,
             callback_on_step_end=listen, callback_on_step_end_tensor_inputs=names,
         )  # fmt: skip
-    ours, theirs = seen
-    assert len(ours) == len(theirs) > 0
-    for mine, reference in zip(ours, theirs, strict=True):
-        assert mine["add_time_ids"].shape[0] == mine["add_text_embeds"].shape[0] == 4
-        for name in names:
-            assert_close(mine[name], reference[name], 2e-5 * float(reference[name].abs().max()))
+        assert seen
+        return [value for step in seen for value in step]
+
+    compare_runs(run, each_task.ours, each_task.theirs)
 
 
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "returned"])

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from closeness import TABLE, one_rounding
 from scheduler_grid import compare, grid
 
 from retouch.schedulers import DDIMScheduler, DDPMScheduler, noise_schedule
@@ -121,7 +122,7 @@ def test_each_row_draws_from_its_own_generator(name: str) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.dtype) -> None:
-    compare(name, STABLE_DIFFUSION, 6, eta=0.5, dtype=dtype, tolerance=torch.finfo(dtype).eps / 2)
+    compare(name, STABLE_DIFFUSION, 6, eta=0.5, dtype=dtype, tolerance=one_rounding(dtype))
 
 
 BETAS = [
@@ -137,8 +138,8 @@ BETAS = [
 @pytest.mark.parametrize("betas", BETAS, ids=str)
 def test_betas(betas: dict[str, Any]) -> None:
     ours, theirs = DDPMScheduler(**betas), diffusers.DDPMScheduler(**betas)
-    assert torch.allclose(ours.betas, theirs.betas, rtol=1e-6, atol=0)
-    assert torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(ours.betas, theirs.betas, rtol=TABLE, atol=0)
+    assert torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=TABLE, atol=1e-9)
     compare("DDPMScheduler", betas, 6)
 
 

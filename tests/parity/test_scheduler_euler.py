@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import one_rounding
 from scheduler_grid import compare, grid
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -58,4 +59,4 @@ def test_custom_schedules(custom: dict[str, list[float]], start: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.dtype) -> None:
-    compare(name, STABLE_DIFFUSION, 6, dtype=dtype, tolerance=torch.finfo(dtype).eps / 2)
+    compare(name, STABLE_DIFFUSION, 6, dtype=dtype, tolerance=one_rounding(dtype))

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from closeness import one_rounding
 from scheduler_grid import generators, run_plan
 from sigma_scheduler_runs import STABLE_DIFFUSION, compare, reference_run
 
@@ -103,7 +104,7 @@ def test_one_generator_for_each_row(spaced: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.dtype) -> None:
-    compare(name, STABLE_DIFFUSION, (6, 0), dtype=dtype, tolerance=torch.finfo(dtype).eps / 2)
+    compare(name, STABLE_DIFFUSION, (6, 0), dtype=dtype, tolerance=one_rounding(dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from closeness import one_rounding
 from scheduler_grid import difference, generators, grid, run_diffusers_style, run_plan
 from sigma_scheduler_runs import STABLE_DIFFUSION, compare
 
@@ -166,7 +167,7 @@ def test_other_training_schedules(name: str, betas: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.dtype) -> None:
-    exact = torch.finfo(dtype).eps / 2
+    exact = one_rounding(dtype)
     # UniPC's sums are grouped in another way, so one rounding may go the other way.
     tolerance = 2 * exact if name == UNIPC else exact
     compare(name, STABLE_DIFFUSION, (6, 0), dtype=dtype, tolerance=tolerance)
@@ -176,7 +177,7 @@ def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.
 @pytest.mark.parametrize("name", [MULTISTEP, SINGLESTEP])
 def test_noise_is_drawn_in_the_dtype_of_the_reference(name: str, dtype: torch.dtype) -> None:
     settings = {"algorithm_type": "sde-dpmsolver++"}
-    compare(name, STABLE_DIFFUSION | settings, (6, 0), dtype=dtype, tolerance=torch.finfo(dtype).eps / 2)
+    compare(name, STABLE_DIFFUSION | settings, (6, 0), dtype=dtype, tolerance=one_rounding(dtype))
 
 
 def test_a_generator_is_left_where_the_reference_leaves_it() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close, assert_differ
 from PIL import Image
 from pipeline_pairs import generators, load, mask, photo
 from tiny_controls import control_inputs, control_pair, drawing, tiny_controlnet
@@ -76,8 +77,7 @@ def test_a_new_net_changes_nothing(made: Any) -> None:
     ).eval()
     fresh = type(pipeline).from_pipe(pipeline, controlnet=net)
     given = control_inputs("inpaint")
-    new = draw(fresh, **given)
-    assert np.allclose(new, draw(pipeline, **given, controlnet_conditioning_scale=0), atol=1e-6)
+    assert_close(draw(fresh, **given), lambda: draw(pipeline, **given, controlnet_conditioning_scale=0))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -183,12 +183,13 @@ def test_a_batch_is_as_calls_one_by_one(made: Any, task: str) -> None:
     if task == "inpaint":  # of a picture that all share, the sample is drawn for the first alone
         given["image"] = [photo(), photo()]
     both = pipeline(**{**FAST, **given}, generator=generators([5, 6])).images
-    for row, seed in enumerate((5, 6)):
-        alone = pipeline(
-            **{**FAST, **control_inputs(task, pictures[row])}, generator=generators([seed])
-        ).images
-        assert np.allclose(alone[0], both[row], atol=1e-5)
-    assert not np.allclose(both[0], both[1], atol=0.01)
+
+    def alone(row: int, seed: int) -> Any:
+        own = {**FAST, **control_inputs(task, pictures[row])}
+        return pipeline(**own, generator=generators([seed])).images[0]
+
+    assert_close(list(both), lambda: [alone(0, 5), alone(1, 6)])
+    assert_differ(both[0], both[1])
 
 
 def test_runs_that_take_turns(made: Any) -> None:
@@ -210,13 +211,13 @@ def test_runs_that_take_turns(made: Any) -> None:
 def test_offloaded(made: Any, strategy: Any, nets: int) -> None:
     pipeline = made("inpaint", nets)
     given = control_inputs("inpaint", drawing() if nets == 1 else [drawing(), drawing(1)])
-    expected = draw(pipeline, **given)
     before = pipeline.placement
     pipeline.placement = strategy(pipeline, torch.device("cpu"))
     try:
-        assert np.allclose(draw(pipeline, **given), expected, rtol=0, atol=1e-5)
+        found = draw(pipeline, **given)
     finally:
         pipeline.placement = before
+    assert_close(found, lambda: draw(pipeline, **given))
 
 
 def test_a_net_of_another_precision(made: Any, tiny_sd: Path, tmp_path: Path) -> None:
@@ -234,10 +235,9 @@ def test_a_net_of_another_precision(made: Any, tiny_sd: Path, tmp_path: Path) ->
 def test_compiled_nets_are_found_in_their_wrapper(made: Any, nets: int) -> None:
     pipeline = made("inpaint", nets)
     given = control_inputs("inpaint", drawing() if nets == 1 else [drawing(), drawing(1)])
-    expected = draw(pipeline, **given)
     wrapped = type(pipeline).from_pipe(pipeline)
     wrapped.controlnet = torch.compile(pipeline.controlnet, backend="eager")
-    assert np.allclose(draw(wrapped, **given), expected, atol=1e-5)
+    assert_close(draw(wrapped, **given), lambda: draw(pipeline, **given))
 
 
 REFUSED: list[tuple[str, int, dict[str, Any], str]] = [

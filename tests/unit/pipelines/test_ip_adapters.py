@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close
 from hub_stand_in import HubStandIn
 from ip_adapter_files import EMBEDS, STATES, ip_adapter, repository, tiny_image_encoder
 from pipeline_pairs import mask, photo
@@ -249,26 +250,30 @@ def test_a_callback_that_switches_guidance_off(pipeline: Any) -> None:
         run._guidance_scale = 1.0 + 1e-9
         return {}
 
-    images = []
-    for callback in (off, ineffective):
+    def painted(callback: Any) -> Tensor:
         options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-        images.append(paint(pipeline, **seen, **options))
-    assert (images[0] - images[1]).abs().max() < 1e-5  # a scale of 1 is the positive side alone
+        return paint(pipeline, **seen, **options)
+
+    # A scale of 1 is the positive half alone.
+    assert_close(painted(off), lambda: painted(ineffective))
 
 
 def test_a_prompt_has_embeds_of_its_own(pipeline: Any) -> None:
     pipeline.load_ip_adapter(ip_adapter(pipeline.unet))
-    singles, halves = [], []
+    halves = []
     for seed in (5, 6):
         (embeds,) = pipeline.prepare_ip_adapter_image_embeds(photo(seed))
         halves.append(embeds.chunk(2))
-        generator = [torch.Generator().manual_seed(seed)]
-        singles.append(paint(pipeline, ip_adapter_image=photo(seed), generator=generator))
     both = [torch.cat([pair[0] for pair in halves] + [pair[1] for pair in halves])]
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     options = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
     images = pipeline(["a cat"] * 2, generator=generators, ip_adapter_image_embeds=both, **options).images
-    assert (images - torch.cat(singles)).abs().max() < 1e-5
+
+    def single(seed: int) -> Tensor:
+        generator = [torch.Generator().manual_seed(seed)]
+        return paint(pipeline, ip_adapter_image=photo(seed), generator=generator)
+
+    assert_close(images, lambda: torch.cat([single(5), single(6)]))
 
 
 def test_saved_without_it(pipeline: Any, tmp_path: Path) -> None:
@@ -337,14 +342,13 @@ def test_layers_keep_their_precision_and_place(pipeline: Any) -> None:
 @pytest.mark.parametrize("strategy", [ModelOffload, SequentialOffload])
 def test_offloaded(pipeline: Any, strategy: Any) -> None:
     pipeline.load_ip_adapter(ip_adapter(pipeline.unet, "plus"))
-    image = paint(pipeline, ip_adapter_image=photo())
     resident = pipeline.placement
     try:
         pipeline.placement = strategy(pipeline, torch.device("cpu"))
-        again = paint(pipeline, ip_adapter_image=photo())
-        assert torch.allclose(again, image, rtol=0, atol=1e-5)  # layers with hooks round otherwise
+        found = paint(pipeline, ip_adapter_image=photo())
     finally:
         pipeline.placement = resident
+    assert_close(found, lambda: paint(pipeline, ip_adapter_image=photo()))
 
 
 def test_a_compiled_unet(pipeline: Any) -> None:
@@ -355,6 +359,7 @@ def test_a_compiled_unet(pipeline: Any) -> None:
         pipeline.load_ip_adapter(ip_adapter(plain))
         assert not torch.equal(paint(pipeline, ip_adapter_image=photo()), before)
         pipeline.unload_ip_adapter()
-        assert torch.allclose(paint(pipeline), before, rtol=0, atol=1e-5)  # the compiler sees plain layers
+        after = paint(pipeline)
     finally:
         pipeline.unet = plain
+    assert_close(after, lambda: paint(pipeline))  # the compiler sees plain layers

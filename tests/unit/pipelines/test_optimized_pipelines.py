@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close, assert_differ
 from ip_adapter_files import ip_adapter, tiny_image_encoder
 from lora_files import peft, sides
 from optimized_layers import has_optimized_layers, packed_layers
@@ -41,7 +42,6 @@ def loaded(folder: Path, **options: Any) -> Any:
 
 
 def painted(pipeline: Any, **options: Any) -> Any:
-    """A small scale, because it multiplies roundings."""
     given = {
         "image": photo(),
         "mask_image": mask(),
@@ -52,17 +52,13 @@ def painted(pipeline: Any, **options: Any) -> Any:
     return pipeline("a cat", generator=torch.Generator().manual_seed(1), output_type="pt", **given).images
 
 
-def assert_alike(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    assert (found - wanted).abs().max() < tolerance
-
-
 def test_on_unless_asked_otherwise(pipeline: Any, plain: Any) -> None:
     for name in ("unet", "vae", "text_encoder"):
         assert has_optimized_layers(getattr(pipeline, name)) and not has_optimized_layers(
             getattr(plain, name)
         )
     wanted = painted(plain)
-    assert_alike(painted(pipeline), wanted)
+    assert_close(painted(pipeline), lambda: painted(plain))
     for name in ("unet", "vae", "text_encoder"):
         assert len(packed_layers(getattr(pipeline, name))) > 10 and not packed_layers(getattr(plain, name))
     pipeline.optimize(False)
@@ -79,11 +75,11 @@ def family(request: pytest.FixtureRequest) -> Any:
 
 
 def test_every_family(family: Path) -> None:
-    for size in (64, 72):  # of the latents, one has an odd half
-        found, wanted = (
-            painted(loaded(family, optimize=on), height=size, width=size) for on in (True, False)
-        )
-        assert_alike(found, wanted)
+    def both_sizes(on: bool) -> list[Tensor]:
+        pipeline = loaded(family, optimize=on)
+        return [painted(pipeline, height=size, width=size) for size in (64, 72)]  # 9 latents have no half
+
+    assert_close(both_sizes(True), lambda: both_sizes(False))
 
 
 @pytest.mark.skipif(not onednn.computes(torch.bfloat16), reason="no bfloat16 here")
@@ -97,8 +93,11 @@ def test_bfloat16(tiny_sd_inpaint: Path, plain: Any) -> None:
 
 
 def test_batches_of_different_sizes(pipeline: Any, plain: Any) -> None:
-    for options in ({}, {"num_images_per_prompt": 3}, {"guidance_scale": 1.0}, {"height": 72, "width": 56}):
-        assert_alike(painted(pipeline, **options), painted(plain, **options))
+    calls = ({}, {"num_images_per_prompt": 3}, {"guidance_scale": 1.0}, {"height": 72, "width": 56})
+    assert_close(
+        [painted(pipeline, **options) for options in calls],
+        lambda: [painted(plain, **options) for options in calls],
+    )
 
 
 def test_saving(pipeline: Any, plain: Any, tmp_path: Path) -> None:
@@ -118,15 +117,14 @@ def test_lora_afterwards(pipeline: Any, plain: Any) -> None:
     file = peft(sides(plain, unet=""))
     for each in (pipeline, plain):
         each.load_lora_weights(dict(file), adapter_name="a")
-    wanted = painted(plain)
-    assert (wanted - without).abs().max() > 0.01
-    assert_alike(painted(pipeline), wanted)
+    assert_differ(painted(plain), without)
+    assert_close(painted(pipeline), lambda: painted(plain))
     assert len(packed_layers(pipeline.unet)) > 10
     half = {"cross_attention_kwargs": {"scale": 0.5}}
-    assert_alike(painted(pipeline, **half), painted(plain, **half))
+    assert_close(painted(pipeline, **half), lambda: painted(plain, **half))
     for each in (pipeline, plain):
         each.fuse_lora()
-    assert_alike(painted(pipeline), painted(plain))
+    assert_close(painted(pipeline), lambda: painted(plain))
     for each in (pipeline, plain):
         each.unfuse_lora()
         each.unload_lora_weights()
@@ -137,10 +135,11 @@ def test_lora_before(pipeline: Any, plain: Any) -> None:
     plain.load_lora_weights(dict(peft(sides(plain, unet=""))), adapter_name="a")
     wanted = painted(plain)
     plain.optimize()
-    assert_alike(painted(plain), wanted)
+    found = painted(plain)
     assert len(packed_layers(plain.unet)) > 10
     plain.optimize(False)
     assert torch.equal(painted(plain), wanted)
+    assert_close(found, lambda: painted(plain))
     plain.unload_lora_weights()
     plain.optimize()
     assert torch.equal(painted(plain), painted(pipeline))
@@ -152,8 +151,8 @@ def test_ip_adapter(pipeline: Any, plain: Any) -> None:
     for each in (pipeline, plain):
         each.image_encoder = tiny_image_encoder()
         each.load_ip_adapter(copy.deepcopy(file), None, "")
-    wanted = painted(plain, ip_adapter_image=photo())
-    assert_alike(painted(pipeline, ip_adapter_image=photo()), wanted)
+    shown = {"ip_adapter_image": photo()}
+    assert_close(painted(pipeline, **shown), lambda: painted(plain, **shown))
     pipeline.unload_ip_adapter()
     assert torch.equal(painted(pipeline), before)
 
@@ -174,7 +173,7 @@ def test_a_weight_that_is_changed(pipeline: Any) -> None:
     assert torch.isfinite(weight).all()
     with torch.no_grad():
         weight.mul_(3)
-    assert (painted(pipeline) - before).abs().max() > 1e-4
+    assert_differ(painted(pipeline), before)
 
 
 def test_a_compiler_sees_plain_layers(pipeline: Any, plain: Any) -> None:
@@ -182,21 +181,20 @@ def test_a_compiler_sees_plain_layers(pipeline: Any, plain: Any) -> None:
     inner = pipeline.unet
     pipeline.unet = torch.compile(inner, backend="eager", fullgraph=True)
     assert not has_optimized_layers(inner) and has_optimized_layers(pipeline.vae)
-    assert_alike(painted(pipeline), painted(plain))
+    assert_close(painted(pipeline), lambda: painted(plain))
     pipeline.optimize()
     assert not has_optimized_layers(inner)
 
 
 def test_runs_in_threads(pipeline: Any, plain: Any) -> None:
-    wanted, found = painted(plain), []
+    found: list[Tensor] = []
     threads = [threading.Thread(target=lambda: found.append(painted(pipeline))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 3
-    for each in found:
-        assert_alike(each, wanted)
+    assert_close(found, lambda: 3 * [painted(plain)])
 
 
 def test_an_editor_takes_the_switch(tiny_sd_inpaint: Path) -> None:

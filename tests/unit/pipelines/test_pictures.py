@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from pipeline_pairs import mask, photo
-
-from retouch.images.processor import VaeImageProcessor
 from retouch.pipelines.pictures import Pictures, prepare
 from retouch.pipelines.request import Request
+
+from retouch.images.processor import VaeImageProcessor
 
 PROCESSOR = VaeImageProcessor(vae_scale_factor=8)
 

@@ -10,13 +10,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from pipeline_pairs import mask, photo
 from tiny_checkpoints import randomised
 
 import retouch
 from retouch import AutoencoderTiny, InputError
-from retouch.pipelines.progress import linear_colours, preview
-from retouch.pipelines.progress import Recording
+from retouch.pipelines.progress import Recording, linear_colours, preview
 
 
 def decoder(**settings: Any) -> AutoencoderTiny:
@@ -93,7 +93,7 @@ def test_it_is_saved_in_a_folder_that_is_found_again(pipeline: Any, tmp_path: Pa
     assert "preview_decoder" not in json.loads((tmp_path / "model_index.json").read_text())
     again = retouch.AutoPipelineForInpainting.from_pretrained(tmp_path)
     latents = torch.randn(1, 4, 2, 2)
-    assert (preview(again, latents) - preview(pipeline, latents)).abs().max() < 1e-5
+    assert_close(preview(again, latents), lambda: preview(pipeline, latents))
     assert torch.equal(
         again.preview_decoder.state_dict()["decoder.layers.0.bias"], tiny.decoder.layers[0].bias
     )

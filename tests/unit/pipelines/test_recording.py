@@ -83,7 +83,7 @@ def test_what_is_no_recording(call: Any, tmp_path: Path) -> None:
         call(record="run.gif")
     with pytest.raises(retouch.InputError, match="limit=1"):
         Recording(limit=1)
-    with pytest.raises(retouch.InputError, match="no frame yet"):
+    with pytest.raises(retouch.InputError, match="no frames yet"):
         Recording().save_gif(tmp_path / "run.gif")
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 from pipeline_pairs import NAMES
+from retouch.pipelines.names import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
+from retouch.pipelines.request import Request
 
 import retouch
 from retouch.errors import InputError
-from retouch.pipelines.names import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
-from retouch.pipelines.request import Request
 
 # Of the reference's arguments these are not there, see docs/differences.md.
 ABSENT = {"kwargs"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close
 from sampling_fakes import FakeModel, FakePlan
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def test_each_window_remembers_its_own() -> None:
         predict = tiled(Predictor(model, plan, Guidance(1.0, active=False), {}), 4, 1)
         return [predict(latents, step) for step in plan][-1]
 
-    assert torch.allclose(run(1), run(4), atol=1e-5), "the latents stay, so what is remembered is right"
+    assert_close(run(1), run(4))  # the latents stay, so what is remembered is right
 
 
 def test_guidance_in_an_interval_of_noise_levels() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from sampling_fakes import FakeModel, FakePlan
 
 from retouch.sampling.conditioning import Conditioning, stack
@@ -65,7 +66,7 @@ def test_guidance_can_be_switched_off_between_two_steps(cut: bool) -> None:
 
 def test_scale_one_is_the_positive_side() -> None:
     prediction = torch.randn(4, 4, 2, 2)
-    assert torch.allclose(Guidance(1.0).combine(prediction), prediction[2:], atol=1e-6)
+    assert_close(Guidance(1.0).combine(prediction), prediction[2:])
 
 
 def test_scale_zero_is_the_negative_side() -> None:
@@ -76,13 +77,13 @@ def test_scale_zero_is_the_negative_side() -> None:
 def test_full_rescale_gives_the_positive_sides_spread_to_each_row() -> None:
     prediction = torch.randn(4, 4, 6, 6) * torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1)
     guided = Guidance(8.0, rescale=1.0).combine(prediction)
-    assert torch.allclose(guided.std(dim=(1, 2, 3)), prediction[2:].std(dim=(1, 2, 3)), rtol=1e-4)
+    assert_close(guided.std(dim=(1, 2, 3)), prediction[2:].std(dim=(1, 2, 3)))
 
 
 def test_rescale_is_a_mixture() -> None:
     prediction = torch.randn(2, 4, 6, 6)
     plain, full, third = (Guidance(8.0, rescale=share).combine(prediction) for share in (0.0, 1.0, 1 / 3))
-    assert torch.allclose(third, full / 3 + plain * 2 / 3, atol=1e-5)
+    assert_close(third, full / 3 + plain * 2 / 3)
 
 
 def test_stacking_goes_into_mappings() -> None:

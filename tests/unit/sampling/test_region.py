@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from sampling_fakes import FakePlan
 from torch import Tensor
 
@@ -69,4 +70,4 @@ def test_broken_latents_outside_of_the_hole_do_not_leak() -> None:
 def test_the_noise_is_that_of_the_next_step() -> None:
     plan, region = FakePlan((0.8, 0.1)), region_of(0.0)
     restored = region.restore_outside(PAINTED, plan, plan.steps[0])
-    assert torch.allclose(restored, 0.9 * region.original + 0.1 * region.noise)
+    assert_close(restored, 0.9 * region.original + 0.1 * region.noise)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from closeness import assert_close
 from hypothesis import given, strategies
 from sampling_fakes import FakePlan
 
@@ -70,4 +71,4 @@ def test_first_latents() -> None:
     assert torch.equal(first_latents(plan, noise), noise * 10)
     later = plan.after(2)
     started = first_latents(later, noise, original)
-    assert torch.allclose(started, 0.5 * original + 0.5 * noise)
+    assert_close(started, 0.5 * original + 0.5 * noise)
