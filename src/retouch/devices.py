@@ -1,7 +1,7 @@
-"""Choosing a device and a dtype, and drawing seeded noise.
+"""The choice of a device and a dtype, and seeded noise.
 
-Nothing here knows of models; it answers what this machine can do. Where a request cannot be met as
-asked, it is refused or, for half precision on a CPU, changed with a warning.
+It asks what this machine can do and needs no model. A request that this machine cannot meet is an error; only
+half precision on a CPU is replaced, with a warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _warned_of_float16 = False
 
 
 def available_devices() -> list[str]:
-    """The devices of this machine as `resolve_device` takes them, the CPU last."""
+    """Return the devices of this machine, spelled as `resolve_device` takes them, the CPU last."""
     found = []
     for kind in _ACCELERATORS:
         module = getattr(torch, kind, None)
@@ -37,7 +37,7 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to use, checked to be there; None means the CPU."""
+    """Return the device to use and check that this machine has it; None means the CPU."""
     if device is None:
         return torch.device("cpu")
     try:
@@ -50,26 +50,29 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         module = getattr(torch, wanted.type, None)
         if module is not None and module.is_available() and (wanted.index or 0) < module.device_count():
             return wanted
-    there = ", ".join(available_devices())
     raise DeviceError(
-        f"device={str(device)!r} is not on this machine. Devices that are there: {there}. Pass one of those; "
-        f"a GPU that is missing from the list needs its driver and a torch built for it."
+        f"device={str(device)!r} is not on this machine. Its devices are {', '.join(available_devices())}. "
+        f"Pass one of those; a GPU that is missing from the list needs its driver and a PyTorch for it.",
+        parameter="device",
     )
 
 
 def resolve_dtype(
     dtype: str | torch.dtype | None, device: str | torch.device | None = None
 ) -> torch.dtype | None:
-    """The dtype to load weights in; None stays None.
+    """Return the dtype to load weights in; None stays None.
 
-    float16 on a CPU that cannot compute it natively becomes bfloat16 where the CPU has instructions
-    for that, else float32: emulated half precision is many times slower than either.
+    float16 on a CPU without float16 arithmetic becomes bfloat16 if the CPU has instructions for that,
+    otherwise float32: emulated half precision is many times slower than either.
     """
     if dtype is None:
         return None
     wanted = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if wanted not in _DTYPES.values():
-        raise InputError(f"dtype={dtype!r} is not a dtype for weights. Accepted: {', '.join(_DTYPES)}.")
+        raise InputError(
+            f"dtype={dtype!r} is not a dtype for weights. Pass one of {', '.join(_DTYPES)}.",
+            parameter="dtype",
+        )
     if wanted is not torch.float16 or torch.device(device or "cpu").type != "cpu":
         return wanted
 
@@ -80,22 +83,22 @@ def resolve_dtype(
     if not _warned_of_float16:
         _warned_of_float16 = True
         warnings.warn(
-            f"float16 was asked for on a CPU that has no float16 arithmetic. {instead} is used "
-            f"instead, which it computes well. Pass dtype=torch.{instead} to be explicit, or use a GPU.",
+            f"float16 was asked for on a CPU that has no float16 arithmetic. {instead} is used instead, "
+            f"which this CPU computes well. Pass dtype=torch.{instead} to avoid this warning, or use a GPU.",
             stacklevel=3,
         )
     return _DTYPES[instead]
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """The dtype that a device computes fastest without trouble: what to use when only the picture matters."""
+    """Return the dtype that a device computes fastest with enough precision for a good picture."""
     if torch.device(device).type == "cpu":
         return torch.bfloat16 if _cpu_abilities() & {"avx512_bf16", "amx_bf16", "bf16"} else torch.float32
     return torch.float16
 
 
 def _cpu_abilities() -> set[str]:
-    # Older releases of torch cannot say; then nothing is assumed and float32 is the answer.
+    # Older releases of PyTorch do not report them; then float32 is used.
     query = getattr(torch.cpu, "get_capabilities", None)
     return {name for name, value in query().items() if value is True} if query else set()
 
@@ -106,10 +109,10 @@ def randn(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Standard normal noise; a list of generators draws each row of the batch from its own.
+    """Return standard normal noise. A list of generators has one for each row of the batch.
 
-    A CPU generator draws on the CPU whatever the device, so a seed means the same picture on every
-    machine. The noise is drawn in `dtype`: the same seed gives other numbers in float64.
+    A CPU generator draws on the CPU for every device, so a seed gives the same picture on every machine. The
+    noise is drawn in `dtype`: the same seed gives other numbers in float64.
     """
     target = torch.device(device or "cpu")
     if generator is None:
@@ -117,8 +120,9 @@ def randn(
     if not isinstance(generator, Generator):
         if len(generator) not in (1, shape[0]):
             raise InputError(
-                f"generator is a list of {len(generator)} but {shape[0]} pictures are drawn. One generator, "
-                f"or one for each picture, is accepted. Make the list as long as the batch."
+                f"generator is a list of {len(generator)}, but the batch has {shape[0]} pictures. Pass one "
+                f"generator, or a list with one for each picture.",
+                parameter="generator",
             )
         if len(generator) == shape[0]:
             return torch.cat([randn((1, *shape[1:]), each, device, dtype) for each in generator])
@@ -126,7 +130,8 @@ def randn(
     source = generator.device
     if source.type not in ("cpu", target.type):
         raise InputError(
-            f"generator lives on {source} but the noise is for {target}. A generator of the CPU or of the "
-            f"same device is accepted. Make it with torch.Generator('cpu').manual_seed(...)."
+            f"generator is on {source}, but the noise is for {target}. A generator on the CPU or on the same "
+            f"device is accepted. Make it with torch.Generator('cpu').manual_seed(...).",
+            parameter="generator",
         )
     return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(target)
