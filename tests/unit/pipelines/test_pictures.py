@@ -1,4 +1,4 @@
-"""A request's pictures and masks at one working size, and how they get there."""
+"""The pictures and masks of a call at one working size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from pipeline_pairs import mask, photo
-from retouch.pipelines.pictures import Pictures, prepare
-from retouch.pipelines.request import Request
 
+from retouch.families.call import Call
+from retouch.families.latents import LatentLayout
+from retouch.families.pictures import Pictures, arrange
 from retouch.images.processor import VaeImageProcessor
 
 PROCESSOR = VaeImageProcessor(vae_scale_factor=8)
 
 
 def prepared(**arguments: Any) -> Pictures:
-    return prepare(Request(prompt="a", **arguments), PROCESSOR, default_size=96, latent_channels=4)
+    return arrange(Call(prompt="a", **arguments), PROCESSOR, LatentLayout(4), default_size=96)
 
 
 def test_without_a_picture_the_checkpoints_size() -> None:
