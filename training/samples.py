@@ -1,4 +1,4 @@
-"""Pictures painted during training, to look at: unseen backgrounds, known names."""
+"""Sample pictures painted during training, with known names on unseen backgrounds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def paint(
     noise: Tensor,
     channels: Tensor | None = None,
 ) -> Tensor:
-    """Latents for the prompts; `channels` are the hole and the masked picture of an inpainting UNet."""
+    """Paint latents for the prompts; `channels` are the mask and masked picture for an inpainting UNet."""
     device = noise.device
     words = text(tokenize(tokenizer, [*prompts, *[""] * len(prompts)]).to(device))[0]
     plan = scheduler.plan(STEPS, device=device)
@@ -47,7 +47,7 @@ def paint(
 
 
 class Grid:
-    """The same prompts, backgrounds and noise at every call; one row of pictures under the other in a PNG."""
+    """A PNG sheet of pictures, painted with the same prompts, backgrounds and noise at every call."""
 
     def __init__(self, state: Path, stage: str, size: int, device: str):
         self.file = state / "sheets" / f"{stage}.png"

@@ -11,7 +11,7 @@ import torch
 
 
 def write_sheet(path: Path, pictures: np.ndarray, columns: int, cell: int | None = None) -> None:
-    """pictures: (n, height, width, 3) bytes, all of one size; `cell` shrinks each to that side."""
+    """Write pictures, (n, height, width, 3) bytes, as one sheet; `cell` shrinks each to that side."""
     if cell is not None:
         pictures = np.stack([cv2.resize(p, (cell, cell), interpolation=cv2.INTER_AREA) for p in pictures])
     count, height, width, _ = pictures.shape
@@ -25,10 +25,10 @@ def write_sheet(path: Path, pictures: np.ndarray, columns: int, cell: int | None
 
 
 def to_bytes(pixels: torch.Tensor) -> np.ndarray:
-    """(n, 3, height, width) floats from -1 to 1 -> (n, height, width, 3) bytes."""
+    """Convert (n, 3, height, width) floats from -1 to 1 to (n, height, width, 3) bytes."""
     return ((pixels.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """(n, height, width, 3) bytes -> (n, 3, height, width) floats from -1 to 1."""
+    """Convert (n, height, width, 3) bytes to (n, 3, height, width) floats from -1 to 1."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

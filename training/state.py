@@ -1,6 +1,6 @@
-"""The state folder: where training keeps downloads, weights in progress and logs.
+"""The state folder, with the downloads, weights in progress and logs of training.
 
-Files are replaced whole, so a kill at any moment leaves either the old or the new one.
+Files are replaced atomically, so a kill at any moment leaves either the old or the new file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def save_tensors(path: Path, value: Any) -> None:
 
 
 def save_folder(folder: Path, save: Callable[[Path], object]) -> None:
-    """For `save_pretrained`: the folder appears when everything is in it."""
+    """Save a folder with `save_pretrained`, so that it appears only when it is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save(partial)

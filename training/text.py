@@ -1,6 +1,6 @@
-"""The tokenizer and the text encoder: CLIP's classes, with the few words that the model knows.
+"""The tokenizer and the text encoder: CLIP's classes with a small vocabulary.
 
-Every known word is one token; other words fall to pieces, down to letters.
+Every known word is one token; other words are split into several tokens, down to letters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.vocabulary import NAMES
 TOKENS = 16
 WIDTH = 128
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789',.!?&-"
-# Words that people add around a name, so that they cost one token each and mean nothing.
+# Words that people add around a name. They take one token each and have no meaning for the model.
 _FILLERS = "a an the of on in with photo picture painting drawing icon small big"
 
 
@@ -28,7 +28,7 @@ def known_words() -> list[str]:
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-pair merges, learnt until no pair is left: replaying them rebuilds each known word whole."""
+    """Learn byte-pair merges until no pair is left, so that each known word becomes one token."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(

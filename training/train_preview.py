@@ -1,7 +1,7 @@
-"""Teaches the preview decoder what the autoencoder's own decoder answers: less exactly, and sooner.
+"""Train the preview decoder to approximate the autoencoder's decoder in less time.
 
-Half of its lessons are the latents of pictures, the other half such latents under some noise, as a run has
-them between its steps.
+Half of its training latents are latents of pictures. The other half have added noise, like the latents
+between the steps of a run.
 
 `python -m training.train_preview --state FOLDER` trains it alone; it needs the autoencoder and the latents.
 """
@@ -64,7 +64,7 @@ def train(
 
 
 def noised(latents: Tensor, levels: Tensor, generator: Generator) -> Tensor:
-    """Latents as a run has them where noise is this part of them: 0 is none, 1 nothing else."""
+    """Add noise as in a run; `levels` is its share: 0 is no noise, 1 only noise."""
     level = levels.view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator)
     return (1 - level**2).sqrt() * latents + level * noise
@@ -72,12 +72,12 @@ def noised(latents: Tensor, levels: Tensor, generator: Generator) -> Tensor:
 
 @torch.no_grad()
 def decode(network: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
-    """Pixels as they will be seen."""
+    """Decode to pixels, clamped to the visible range."""
     return network.decode(latents.to(network.dtype)).sample.float().clamp(-1, 1)
 
 
 class HeldOut:
-    """Distance to the autoencoder's own decoder, on pictures that were never trained on; a sheet."""
+    """The distance to the autoencoder's own decoder on held-out pictures, and a sheet of them."""
 
     def __init__(self, state: Path, size: int, device: str, count: int = 16):
         composer = Composer(Pictures.load(state, held_out=True), size, seed=6)

@@ -1,7 +1,7 @@
-"""Trains the two UNets: the regular one together with the text encoder, then from it the one for inpainting.
+"""Train the two UNets: first the regular one with the text encoder, then the inpainting one from it.
 
-The inpainting UNet is the regular one with five more input channels (the hole and the masked picture) whose
-weights start at zero, trained on with the text encoder as it is: both UNets share it.
+The inpainting UNet is the regular one with five more input channels (the mask and the masked picture) whose
+weights start at zero. It is trained further with a fixed text encoder, which both UNets share.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from training.text import make_text_encoder, make_tokenizer, tokenize
 
 BATCH = 32
 MEASURE_EVERY = 1000
-OUTSIDE = 0.1  # the weight of what is kept anyway
+OUTSIDE = 0.1  # the weight of the loss outside the mask, which is kept anyway
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Zero terminal signal-to-noise: the first step starts from noise alone, as in training."""
+    """Make a scheduler with zero terminal signal-to-noise ratio: the first step starts from pure noise."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -41,7 +41,7 @@ def make_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        steps_offset=1,  # no effect with this spacing; pipelines warn of 0 as a mark of old files
+        steps_offset=1,  # no effect with this spacing, but pipelines warn about 0, which marks old files
     )
 
 
@@ -88,7 +88,7 @@ def train_regular(
     save_folder(state / "text_encoder", average.text.save_pretrained)
     save_folder(
         state / "unet_regular", average.unet.save_pretrained
-    )  # last: it says that the stage is complete
+    )  # saved last: it marks the stage as complete
 
 
 def train_inpainting(
@@ -130,7 +130,7 @@ def train_inpainting(
 
 
 def widen(regular: UNet2DConditionModel, size: int) -> UNet2DConditionModel:
-    """The same network with the hole and the masked picture as further inputs, which change nothing yet."""
+    """Return the network with the mask and masked picture as additional inputs, whose weights are zero."""
     wide = make_unet(size, 2 * LATENT_CHANNELS + 1, regular.config.block_out_channels)
     weights = dict(regular.state_dict())
     first = torch.zeros_like(wide.conv_in.weight)
@@ -141,11 +141,11 @@ def widen(regular: UNet2DConditionModel, size: int) -> UNet2DConditionModel:
 
 @contextmanager
 def quick_attention(device: str) -> Iterator[None]:
-    """On a CPU attention written out: its backward pass takes a fifth of the fused one's."""
+    """Use unfused attention on a CPU: its backward pass takes a fifth of the fused one's time."""
     if device != "cpu":
         yield
         return
-    # Without this the written-out attention computes in float32 and is no quicker.
+    # Otherwise unfused attention computes in float32 and is no faster.
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
@@ -167,7 +167,7 @@ def _loop(
 
 
 def _batch(count: int, step: int) -> Tensor:
-    """Rows of this step: each pass over the samples in an order of its own."""
+    """Return the rows of this step; each pass over the samples has its own order."""
     per_pass = count // BATCH
     number, within = divmod(step, per_pass)
     order = torch.randperm(count, generator=Generator().manual_seed(number))
@@ -175,11 +175,11 @@ def _batch(count: int, step: int) -> Tensor:
 
 
 def _noise(like: Tensor, generator: Generator) -> Tensor:
-    """The noise of the whole batch: a share of it is the same however many there are."""
+    """Draw the noise of the whole batch, so that it does not depend on the number of shares."""
     return torch.randn(BATCH, *like.shape[1:], generator=generator)
 
 
 def _stratified(generator: Generator) -> Tensor:
-    """Timesteps that cover the schedule evenly in every batch."""
+    """Draw timesteps that cover the schedule evenly in every batch."""
     places = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
     return (places * 1000).long().clamp(max=999)

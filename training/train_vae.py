@@ -1,9 +1,10 @@
-"""Trains the autoencoder between pixels and latents, then whitens its latents.
+"""Train the autoencoder between pixels and latents, then whiten its latents.
 
-Colour comes first. In photos brightness varies four times as much: trained on them from the start, the four
-channels are spent on brightness in detail, and after a thousand steps everything is still grey. A few hundred
-steps on blocks of random colours, where red, green and blue vary alike, give each a channel. Photos keep
-those of red and blue; green, which varies least in them, is kept by a few blocks among the photos.
+Training starts with colour. In photos, brightness varies four times as much as colour. Trained on photos from
+the start, the four channels encode only details of brightness, and after a thousand steps everything is still
+grey. A few hundred steps on blocks of random colours, where red, green and blue vary equally, give each
+colour a channel. Photos then keep red and blue. Green varies least in photos, so a few blocks among the
+photos keep it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from training.sheets import to_bytes, to_pixels, write_sheet
 from training.state import save_folder
 
 BATCH = 8
-SMALL = 64  # the side of the crops in the first part: a quarter of the work for each step
-SMALL_SHARE = 0.8  # of the steps
-COLOUR_FIRST = 1000  # steps on blocks of random colours alone
-BLOCKS = 1  # of each later batch of small crops: otherwise green is lost again
-NOISE = 0.1  # the spread that the decoder is taught to bear; the posterior's own variance is not learnt
+SMALL = 64  # side of the crops in the first part, where a step takes a quarter of the work
+SMALL_SHARE = 0.8  # share of the steps with small crops
+COLOUR_FIRST = 1000  # first steps, on blocks of random colours only
+BLOCKS = 1  # blocks in each later batch of small crops; without them green is lost again
+NOISE = 0.1  # noise on the latents in training; the posterior's own variance is not learnt
 
 
 def train(
@@ -58,7 +59,7 @@ def train(
         if step < COLOUR_FIRST:
             pixels = random_blocks(BATCH, generator)
             decoded, _ = encode_and_decode(pixels.to(device), generator)
-            # Every axis of colour alike: weighing some more lets the weakest come late.
+            # Equal weight for all axes of colour; with unequal weights the weakest is learnt late.
             return F.avg_pool2d(decoded - pixels.to(device), 8).square().mean()
         numbers = range(step * BATCH, (step + 1) * BATCH)
         pixels = to_pixels(np.stack([composer.picture(number) for number in numbers]))
@@ -94,13 +95,13 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 def colour_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Errors of the mean colour of 8x8 pixels, those of hue and saturation six times."""
+    """Return the error of the mean colour of 8x8 pixels, with six times the weight for hue and saturation."""
     error = F.avg_pool2d(decoded - pixels, 8)
     return error.square().mean() + 5 * (error - error.mean(1, keepdim=True)).square().mean()
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM over windows of 7x7 pixels."""
+    """Return the SSIM over windows of 7x7 pixels."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 7, 2)
@@ -113,12 +114,12 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over pictures, in dB; pixels from -1 to 1."""
+    """Return the mean PSNR over pictures in dB, for pixels from -1 to 1."""
     return (-10 * ((a - b) / 2).square().mean((1, 2, 3)).log10()).mean().item()
 
 
 class HeldOut:
-    """Reconstruction of pictures that were never trained on: PSNR, the error of red and green, a sheet."""
+    """The reconstruction of held-out pictures: PSNR, the share of red and green kept, and a sheet."""
 
     def __init__(self, state: Path, size: int, device: str, count: int = 32):
         composer = Composer(Pictures.load(state, held_out=True), size, seed=2)
@@ -146,7 +147,7 @@ class HeldOut:
 
 
 def colour_kept(decoded: Tensor, pixels: Tensor, channel: int) -> float:
-    """How much of a strong colour is left where there was some: 1 is all, 0 is grey."""
+    """Return the share of a strong colour that is kept: 1 is all of it, 0 is grey."""
     before, after = (_excess(F.avg_pool2d(picture, 4), channel) for picture in (pixels, decoded))
     strong = before > 0.3
     return (after[strong].mean() / before[strong].mean()).item()
@@ -159,7 +160,7 @@ def _excess(picture: Tensor, channel: int) -> Tensor:
 
 @torch.no_grad()
 def whiten(network: AutoencoderKL, composer: Composer, device: str, count: int = 256) -> None:
-    """Folds mean and spread of the latents into the 1x1 convolutions beside them: no scaling is left."""
+    """Fold the mean and spread of the latents into the neighbouring 1x1 convolutions."""
     pictures = [composer.picture(10**9 + number) for number in range(count)]
     parts = to_pixels(np.stack(pictures)).to(device).split(8)
     latents = torch.cat([network.encode(part).latent_dist.mode() for part in parts])
@@ -168,7 +169,7 @@ def whiten(network: AutoencoderKL, composer: Composer, device: str, count: int =
     before, after = network.quant_conv, network.post_quant_conv
     before.bias[:channels] = (before.bias[:channels] - mean) / spread
     before.weight[:channels] /= spread[:, None, None, None]
-    # No variance: a draw from the posterior is its mean.
+    # Without variance, a sample of the posterior is its mean.
     before.weight[channels:] = 0
     before.bias[channels:] = -30.0
     after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)

@@ -1,7 +1,7 @@
 """The names that the model knows, and the cut-outs that show them.
 
-Few names seen often beat many seen rarely: about 3,500 views each make an object recognisable. So: things of
-every day whose picture a person names at once, one emoji each, with the other words that people use for it.
+A few frequent names work better than many rare ones: an object becomes recognisable after about 3,500 views.
+So the names are everyday things that a person recognises at once, with one emoji and the synonyms of each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Name:
     word: str
     emoji: str  # code point, as in the file names of the emoji
     synonyms: tuple[str, ...] = ()
-    drawings: tuple[str, ...] = ()  # file names of clip art, without the ending
+    drawings: tuple[str, ...] = ()  # file names of clip art, without the extension
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def _read(table: str) -> Iterator[Name]:
         yield Name(word, emoji, tuple(synonyms), tuple(drawings.split()))
 
 
-# Code point | name | synonyms :: drawings, of which the last is held out if there are several.
+# Code point | name | synonyms :: drawings. If there are several drawings, the last is held out.
 NAMES = tuple(
     _read(
         """
@@ -144,7 +144,7 @@ NAMES = tuple(
     )
 )
 
-# Words that people try and that are no names, with what comes near: for the warning, not for training.
+# Words that are not names, with related names. Used for the warning, not for training.
 RELATED = {
     word: tuple(name.strip() for name in names.split("|"))
     for word, names in (
