@@ -10,7 +10,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -32,6 +32,7 @@ from retouch.pipelines.outputs import PipelineOutput
 from retouch.pipelines.progress import Recording, StepCallback
 from retouch.sampling.accelerate import DeepReuse
 from retouch.sampling.conditioning import Conditioning, spread
+from retouch.sampling.control import Control
 from retouch.sampling.denoise import Progress, denoise
 from retouch.sampling.predict import Predictor
 from retouch.sampling.region import Region
@@ -103,8 +104,7 @@ class Run:
         for what, count in (("prompts", asked), ("pictures and masks", self.pictures.batch)):
             if count not in (1, self.prompts):
                 raise InputError(
-                    f"{count} {what} do not fit a batch of {self.prompts}. Give one for all, or one for "
-                    f"each.",
+                    f"{count} {what} do not fit a batch of {self.prompts}. Give one for all or one for each.",
                     parameter="prompt" if what == "prompts" else "image",
                 )
         self.check_generators(self.rows)
@@ -269,16 +269,16 @@ class Run:
 
     def _batch(self) -> Batch:
         return Batch(
-            self.pipeline,
-            self.family,
-            self.call,
-            self.task,
-            self.pictures,
-            self.rows,
-            self.dtype,
-            self.generator,
-            self.pipeline.region_class,
-            self.cache,
+            parts=self.pipeline,
+            family=self.family,
+            call=self.call,
+            task=self.task,
+            pictures=self.pictures,
+            rows=self.rows,
+            dtype=self.dtype,
+            generator=self.generator,
+            region_class=self.pipeline.region_class,
+            cache=self.cache,
         )
 
     def _steps(self) -> Generator[Progress, None, None]:
@@ -292,12 +292,9 @@ class Run:
         self.num_timesteps = len(plan)
         inputs = self.begin(plan)
         self._raise_if_cancelled(0)
-        use = pipeline.controlnet_use
         with (
             pipeline.using(family.denoiser) as placed,
-            (
-                nullcontext() if use is None else use.control(pipeline, call, self.pictures, plan, self.rows)
-            ) as control,
+            self._control(plan) as control,
             pipeline.progress_bar(total=requested) as bar,
         ):
             model = family.denoise_with(pipeline, rescaled(placed, call.lora_scale))
@@ -307,7 +304,7 @@ class Run:
                 model, plan, self.guidance, self.guidance.pair(conditioning), inputs.channels, control
             )
             callback = StepCallback(self, predict, inputs.region)
-            silent = len(plan) - requested * plan.order  # steps of PNDM's warm-up, which nobody asked for
+            silent = len(plan) - requested * plan.order  # steps of PNDM's warm-up, beyond those requested
             steps = denoise(self._windowed(predict), plan, inputs.latents, inputs.region)
             for done, progress in enumerate(steps, start=1):
                 if not bool(progress.latents.isfinite().all()):
@@ -323,6 +320,13 @@ class Run:
                 self._raise_if_cancelled(done)
                 if self._interrupt:
                     return
+
+    def _control(self, plan: Plan) -> AbstractContextManager[Control | None]:
+        """Return a context with the control of the run, or with None without a ControlNet."""
+        use = self.pipeline.controlnet_use
+        if use is None:
+            return nullcontext()
+        return use.control(self.pipeline, self.call, self.pictures, plan, self.rows)
 
     def _windowed(self, predict: Predictor) -> Callable[[Tensor, Step], Tensor]:
         """Return the prediction, in overlapping windows if the call asks for them."""
