@@ -1,6 +1,6 @@
-"""Small files that add to a checkpoint (LoRA, textual inversion): which one is meant, and what is in it.
+"""Small files that add to a checkpoint (LoRA, textual inversion, IP-Adapter): finding and reading them.
 
-They come as a path, in a folder, or in a repository of the hub, under names that everyone chooses freely.
+They are given by a path, or are in a folder or a repository of the hub. Their names follow no convention.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def find_adapter_file(
     use_safetensors: bool | None = None,
     **options: Any,
 ) -> Path:
-    """The file that `name` means: itself, or one in that folder or repository.
+    """Return the path of an adapter's file: `name` itself, or a file in that folder or repository.
 
-    There it is `weight_name`; without one, the file called `usual` or the only one of its kind. `options`
-    are those of `Checkpoint.open`.
+    In a folder it is the file `weight_name`; without that, the one called `usual`, or the only one with
+    weights. `options` are those of `Checkpoint.open`.
     """
     endings = PICKLED if use_safetensors is False else (_SAFE,)
     path = Path(name).expanduser()
@@ -38,8 +38,9 @@ def find_adapter_file(
         return path
     if str(name).lower().endswith((_SAFE, *PICKLED)) and not path.is_dir():
         raise CheckpointError(
-            f"{name} is not there. The path of a file, a folder, or a hub id like 'org/name' with "
-            f"weight_name is accepted. Check the path; relative ones start at {Path.cwd()}."
+            f"{name} does not exist. The path of a file, a folder, or a hub id like 'org/name' with "
+            f"weight_name is accepted. Check the path; relative ones start at {Path.cwd()}.",
+            parameter="name",
         )
     folder, _, file_name = (weight_name or "").rpartition("/")
     part = "/".join(piece.strip("/") for piece in (subfolder or "", folder) if piece)
@@ -55,8 +56,9 @@ def find_adapter_file(
             found = f"no file {file_name}" if file_name else f"{len(wanted) or 'no'} files with weights"
             listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
             raise CheckpointError(
-                f"{where} has {found}. Files that are there: {listed or 'none'}. Name one of them by "
-                f"weight_name, and the folder that it is in by subfolder."
+                f"{where} has {found}. Its files with weights are: {listed or 'none'}. Choose one with "
+                f"weight_name, and its folder with subfolder.",
+                parameter="weight_name",
             )
         _refuse_pickled(f"{where}/{wanted[0]}", use_safetensors)
         return wanted[0]
@@ -66,7 +68,7 @@ def find_adapter_file(
 
 
 def read_adapter_file(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """All that a file holds, tensors as they are stored, and what a safetensors file says of itself."""
+    """Return the contents of a file, with tensors as stored, and the metadata of a safetensors file."""
     if path.suffix.lower() in PICKLED:
         content = unpickle(path)
         return _copied(content if isinstance(content, dict) else {"": content}), {}
@@ -75,7 +77,7 @@ def read_adapter_file(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
 
 def _copied(content: dict[str, Any]) -> dict[str, Any]:
-    """Tensors may be mapped from the file, which the caller may move or write anew while they are in use."""
+    """Copy the tensors. They may be mapped from a file that is moved or overwritten while they are in use."""
     return {key: value.clone() if hasattr(value, "clone") else value for key, value in content.items()}
 
 
@@ -83,5 +85,6 @@ def _refuse_pickled(name: str, use_safetensors: bool | None) -> None:
     if name.lower().endswith(PICKLED) and use_safetensors is not False:
         raise CheckpointError(
             f"{name} is pickled, and such a file can run code when it is read carelessly. Safetensors are "
-            f"accepted; pass use_safetensors=False if you trust where it comes from."
+            f"accepted; pass use_safetensors=False if you trust its source.",
+            parameter="use_safetensors",
         )

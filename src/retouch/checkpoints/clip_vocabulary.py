@@ -1,7 +1,7 @@
-"""The vocabulary of CLIP's tokenizer, for files that hold none.
+"""The vocabulary of CLIP's tokenizer, for checkpoints that have none.
 
-Tokens and merges only, from the file that tokenizers/README.md describes; the tokenizer that is made of them
-is transformers'.
+It has tokens and merges, from the file that tokenizers/README.md describes. transformers makes the tokenizer
+from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_TOKENS = 77  # tokens that the text encoders of all Stable Diffusion checkpo
 
 @cache
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Each token's number, and the merges, the most frequent first."""
+    """Return the number of each token, and the merges, the most frequent first."""
     packed = files("retouch.checkpoints").joinpath("tokenizers/clip_merges.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().splitlines()
     merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
@@ -26,6 +26,6 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _letters() -> list[str]:
-    """A visible character for each byte: itself, or one from 256 on for a byte that shows nothing."""
+    """Return a visible character for each byte: its own, or one from 256 on for an invisible byte."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in visible] + [chr(256 + n) for n in range(256 - len(visible))]

@@ -1,8 +1,7 @@
 """Model settings: a JSON dictionary becomes a frozen dataclass, and back.
 
-A config is refused when it asks for something that the model does not implement. A key that the
-dataclass does not know passes only if its value means "off"; a half-understood config would load
-and draw wrong pictures.
+A config with a setting that the model does not implement is refused. An unknown key passes only if its value
+means "off": a model whose config is half understood would load and draw wrong pictures.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from retouch.errors import CheckpointError, ConfigError
 
 _OFF: tuple[object, ...] = (None, False, 0, "", "default", (), {})
 
-# Averaging weights while training leaves these in the configs of many checkpoints, SDXL inpainting's among
-# them. They say nothing about the model, whatever their values.
-_LEFT_BY_TRAINING = frozenset(
+# Training with averaged weights leaves these keys in the configs of many checkpoints, such as SDXL
+# inpainting's. They do not describe the model.
+_TRAINING_KEYS = frozenset(
     ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 )
 
@@ -37,18 +36,17 @@ def _thawed(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config(Mapping[str, Any]):
-    """Base of the model configs: attributes to read, and a mapping for code that expects one."""
+    """Base of the model configs: read by attribute, and a mapping for code that expects one."""
 
-    # Keys that we do not implement, with the one value that changes nothing. It is not "off" by
-    # itself (a kernel size of 3, say), so each needs naming.
+    # Keys that we do not implement, with the one value that changes nothing, such as a kernel size of 3.
     neutral: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "the config") -> Self:
-        """Read a config; `source` is the file named in an error."""
+        """Make a config from a dictionary; errors name `source`."""
         known = {field.name for field in dataclasses.fields(cls)}
         for key, value in values.items():
-            if key in known or key.startswith("_") or key in _LEFT_BY_TRAINING:
+            if key in known or key.startswith("_") or key in _TRAINING_KEYS:
                 continue
             value = _frozen(value)
             if value in _OFF or (key in cls.neutral and value == _frozen(cls.neutral[key])):
@@ -60,15 +58,16 @@ class Config(Mapping[str, Any]):
             )
             raise ConfigError(
                 f"{source}: {key} = {value!r} is not supported by {cls.__name__}. {supported}. Use a "
-                f"checkpoint without this setting, or open an issue that names the checkpoint."
+                f"checkpoint without this setting, or open an issue that names the checkpoint.",
+                parameter=key,
             )
         try:
             return cls(**{key: _frozen(value) for key, value in values.items() if key in known})
-        except ConfigError as error:  # a subclass refuses values in __post_init__ and knows no file
-            raise ConfigError(f"{source}: {error}") from None
+        except ConfigError as error:  # from a subclass's __post_init__, which does not know the file
+            raise ConfigError(f"{source}: {error}", parameter=error.parameter) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON can hold them."""
+        """Return the settings in types that JSON can hold."""
         return {field.name: _thawed(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def __getitem__(self, key: str) -> Any:
@@ -87,13 +86,14 @@ class Config(Mapping[str, Any]):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with settings."""
+    """Read a JSON file with settings."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} is not there. A model's folder holds {path.name} beside its weights. Check the path, "
-            f"and `subfolder` if the model is a part of a pipeline."
+            f"{path} does not exist. A model's folder has {path.name} and weights. Check the path, and "
+            f"`subfolder` if the model is a part of a pipeline.",
+            parameter="subfolder",
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -102,7 +102,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise CheckpointError(
-            f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
+            f"{path} has a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
             f"or save the checkpoint again."
         )
     return settings

@@ -1,6 +1,6 @@
-"""What a file of tensors is, told from their names: for the error when it is not what was expected.
+"""Descriptions of files by the names of their tensors, for errors about a file of an unexpected kind.
 
-A guess for people to read. What is loaded does not depend on it.
+They are guesses for people to read. Loading does not depend on them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# A pattern that some name matches, what such a file is, and what to do with it. The first that fits wins.
+# Pattern of a tensor's name, what such a file is, what to do with it. The first pattern that matches counts.
 _SIGNS = (
     (
         r"lora_(up|down|A|B|unet|te|linear_layer)\b|lora_(unet|te\d?)_|\blora\.(up|down)\b|\.(hada|lokr)_w\d",
@@ -49,14 +49,14 @@ _SIGNS = (
 )
 
 
-def what_it_is(names: Iterable[str]) -> tuple[str, str]:
-    """A noun, and advice: ("a LoRA", "Load the checkpoint ... first")."""
+def describe(names: Iterable[str]) -> tuple[str, str]:
+    """Return a noun and advice for a file with these tensors: ("a LoRA", "Load the checkpoint ...")."""
     names = list(names)
     for pattern, noun, advice in _SIGNS:
         if any(re.search(pattern, name) for name in names):
             return noun, advice
     first = ", ".join(sorted(names)[:3])
     return (
-        f"a file of {len(names)} tensors of a kind unknown here ({first})",
+        f"a file of {len(names)} tensors of an unknown kind ({first})",
         "Check that it is the right file",
     )

@@ -1,7 +1,7 @@
-"""A repository of the hub through huggingface_hub's own cache, so that what another library fetched is found.
+"""A repository of the hub, read through huggingface_hub's own cache, which other libraries share.
 
-What is cached whole is used without a request. Every way in which the hub or a connection can fail becomes an
-error that says what to do. Which files are needed is the caller's to say.
+Files in the cache are used without a request if all of them are there. Each failure of the hub or the
+connection becomes an error that says what to do. The caller chooses the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"
 
 @dataclass
 class Repository:
-    """A repository by its id, and how to reach it. Nothing is asked or fetched before it is needed."""
+    """A repository by its id, and the options to reach it. It makes no request before files are needed."""
 
     name: str
     revision: str | None = None
@@ -28,12 +28,12 @@ class Repository:
     token: str | bool | None = None
     local_files_only: bool = False
     force_download: bool = False
-    variant: str | None = None  # what errors name besides
-    # The commit that the first answer came from; later ones come from the same.
+    variant: str | None = None  # for errors alone
+    # The commit of the first files; later ones come from the same commit.
     _commit: str | None = None
 
     def provide(self, needed: Callable[[Listing], list[str]]) -> Path:
-        """The local folder with the files that `needed` picks from the repository's listing."""
+        """Return the local folder with the files that `needed` chooses from the repository's listing."""
         wanted, missing = None, "nothing of it is cached"
         if not self.force_download and (folder := self._cached_folder()) is not None:
             self._commit = folder.name
@@ -61,7 +61,7 @@ class Repository:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            # It makes no request, and with no pattern it wants no file to be there.
+            # This makes no request, and with no pattern it needs no file in the cache.
             folder = snapshot_download(
                 self.name,
                 revision=self._commit or self.revision,
@@ -77,7 +77,7 @@ class Repository:
         try:
             from huggingface_hub import get_cached_repo_tree
             from huggingface_hub.errors import CachedRepoTreeNotFoundError
-        except ImportError:  # older releases keep no listing
+        except ImportError:  # older releases do not cache listings
             return listing_of_folder(folder, is_whole=False)
         try:
             files = get_cached_repo_tree(self.name, revision=folder.name, cache_dir=self.cache_dir)
@@ -89,9 +89,9 @@ class Repository:
         from huggingface_hub import constants
 
         if self.local_files_only:
-            raise self._offline(missing, "local_files_only=True forbids to ask the hub")
+            raise self._offline(missing, "local_files_only=True allows no request to the hub")
         if constants.HF_HUB_OFFLINE:
-            raise self._offline(missing, "HF_HUB_OFFLINE is set, so the hub is not asked")
+            raise self._offline(missing, "HF_HUB_OFFLINE is set, which allows no request to the hub")
 
     def _ask_for_listing(self, missing: str) -> Listing:
         from huggingface_hub import HfApi
@@ -99,7 +99,7 @@ class Repository:
         api = HfApi(token=self.token, library_name="retouch")
         try:
             info = api.model_info(self.name, revision=self._commit or self.revision, timeout=10)
-        # What the client raises differs between its releases and those of the HTTP library below it.
+        # The classes of errors differ between releases of the client and of its HTTP library.
         except Exception as error:
             raise self._refusal(error, missing) from error
         return Listing.of(file.rfilename for file in info.siblings or ())
@@ -121,13 +121,14 @@ class Repository:
             )
         except HfHubHTTPError as error:
             raise self._refusal(error, missing) from error
-        except LocalEntryNotFoundError as error:  # the client's word for a hub that does not answer
+        except LocalEntryNotFoundError as error:  # the client raises this if the hub does not answer
             raise self._refusal(error.__cause__ or error, missing) from error
         except Exception as error:
             raise CheckpointError(
-                f"The download of {self._asked} broke off ({brief(error)}). Files that arrived whole are "
-                f"kept, and no half of one counts as there. Check the connection and the free disk space, "
-                f"then make the same call again: it goes on from there."
+                f"The download of {self._asked} broke off ({shortened(error)}). Complete files are kept; "
+                f"partial ones are not used. Check the connection and the free disk space, then make the "
+                f"same call again: it continues the download.",
+                parameter="name",
             ) from error
         self._commit = Path(folder).name
         return require_all(self.name, Path(folder), wanted)
@@ -141,12 +142,13 @@ class Repository:
     def _offline(self, missing: str, reason: str) -> OfflineError:
         return OfflineError(
             f"{self._asked} is not on this machine ({missing}), and {reason}. A local folder or a cached "
-            f"checkpoint loads without the hub. Load it once with a connection, pass the path of a folder "
-            f"that holds it, or set HF_HOME or cache_dir if it is cached elsewhere."
+            f"checkpoint loads without the hub. Load it once with a connection, pass the path of its "
+            f"folder, or set HF_HOME or cache_dir if it is cached elsewhere.",
+            parameter="name",
         )
 
     def _refusal(self, error: BaseException, missing: str) -> CheckpointError:
-        """What the hub's answer means, or that there was none."""
+        """Return an error that explains the hub's answer, or that there was none."""
         from huggingface_hub import constants, errors
 
         page = f"{constants.ENDPOINT}/{self.name}"
@@ -154,64 +156,73 @@ class Repository:
         if isinstance(error, errors.GatedRepoError):
             return CheckpointError(
                 f"{self.name} is gated. It loads for accounts that accepted its conditions. Accept them at "
-                f"{page}, then pass that account's token= or log in with `hf auth login`."
+                f"{page}, then pass that account's token= or log in with `hf auth login`.",
+                parameter="token",
             )
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
             return CheckpointError(
                 f"{self.name} is neither a local folder nor a repository that {constants.ENDPOINT} shows to "
                 f"you. A folder, or the id of a public repository or of a private one with its token, is "
-                f"accepted. Check the spelling; for a private one pass token= or log in with `hf auth login`."
+                f"accepted. Check the spelling; for a private one pass token= or log in with `hf auth "
+                f"login`.",
+                parameter="name",
             )
         if isinstance(error, errors.RevisionNotFoundError):
             if self._commit is not None and self._commit != self.revision:
                 return CheckpointError(
                     f"{self.name} is cached in part, at a commit that the hub no longer has "
-                    f"({self._commit}). All files must be of one commit. Pass force_download=True to fetch "
-                    f"the present one."
+                    f"({self._commit}). All files must be of one commit. Pass force_download=True to "
+                    f"download the present one.",
+                    parameter="force_download",
                 )
             revision = self.revision or "main"
             return CheckpointError(
                 f"{self.name} has no revision {revision!r}. A branch, a tag or a commit of it is "
                 f"accepted: see {page}/tree/main. If {revision!r} is a kind of weights, pass it as "
-                f"variant=."
+                f"variant=.",
+                parameter="revision",
             )
         if status is not None and status < 500:
             return CheckpointError(
                 f"The hub refused {self._asked} ({error}). A repository with a diffusion model is expected. "
-                f"Check the name at {page}."
+                f"Check the name at {page}.",
+                parameter="name",
             )
-        return self._offline(missing, f"{constants.ENDPOINT} gave no answer ({brief(error)})")
+        return self._offline(missing, f"{constants.ENDPOINT} gave no answer ({shortened(error)})")
 
 
-def refuse_what_is_no_repository(name: str, folder: Path, is_path: bool) -> None:
-    """An error where a name can be neither a folder nor a repository."""
+def check_repository_id(name: str, folder: Path, is_path: bool) -> None:
+    """Check that a name, for which there is no folder, can be the id of a repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if name.lower().endswith(_SINGLE_FILE_SUFFIXES):
         raise CheckpointError(
-            f"{name} names a single file. A folder or a hub id like 'org/name' is accepted here. Single "
-            f"files come by from_single_file."
+            f"{name} names a single file. A folder or a hub id like 'org/name' is accepted here. Load a "
+            f"single file with from_single_file.",
+            parameter="name",
         )
     looks_like_a_path = (
         name.startswith((".", "~")) or "\\" in name or name.count("/") > 1 or folder.is_absolute()
     )
     if is_path or looks_like_a_path or (name and folder.exists()):
         raise CheckpointError(
-            f"{name} is {'a file' if folder.exists() else 'a path, and nothing is there'}. A folder or a hub "
-            f"id like 'org/name' is accepted. Check the path; relative ones start at {Path.cwd()}."
+            f"{name} is {'a file' if folder.exists() else 'a path that does not exist'}. A folder or a hub "
+            f"id like 'org/name' is accepted. Check the path; relative ones start at {Path.cwd()}.",
+            parameter="name",
         )
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise CheckpointError(
             f"{name!r} is neither a folder on this machine nor a hub id. A folder or an id like 'org/name' "
-            f"is accepted. Check the spelling."
+            f"is accepted. Check the spelling.",
+            parameter="name",
         ) from error
 
 
-def brief(error: BaseException) -> str:
-    """The innermost reason, on one line: the client wraps a failed connection in advice of its own."""
+def shortened(error: BaseException) -> str:
+    """Return the innermost reason on one line; the client wraps a failed connection in its own advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
@@ -219,7 +230,7 @@ def brief(error: BaseException) -> str:
 
 
 def _one_bar() -> type:
-    """The hub's progress bar for bytes written; its others (files, bytes received) stay hidden."""
+    """Return a class for the hub's progress bars that shows the one of the bytes written and hides others."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
@@ -231,6 +242,6 @@ def _one_bar() -> type:
             super().__init__(*args, **settings)
 
         def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
-            """Keep ours: the hub's speaks of how its storage works."""
+            """Keep our description; the hub's is about its storage."""
 
     return Bar

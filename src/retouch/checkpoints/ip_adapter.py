@@ -1,7 +1,7 @@
-"""IP-Adapter files: how an image becomes tokens, and the keys and values of those for each attention to text.
+"""IP-Adapter files: a projection of an image to tokens, and the keys and values of each cross-attention.
 
-Read here into one form and refused unless every tensor has its place. Which layer has which number is known
-to models/ip_adapter.py, and so are the shapes.
+Both formats are read into one form, and a file is refused unless every tensor has its place. The layers'
+numbers and shapes are in models/ip_adapter.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.contents import describe
 from retouch.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class IPAdapterFile:
 
 
 def read_ip_adapter(content: Mapping[str, Any], source: str) -> IPAdapterFile:
-    """An adapter from a file's tensors, under flat names or in two mappings as pickled files have them."""
+    """Read an adapter from a file's tensors: with flat names, or in two mappings as in pickled files."""
     flat = dict(content)
     for part in _PARTS:
         if isinstance(flat.get(part), Mapping):
@@ -47,7 +47,7 @@ def read_ip_adapter(content: Mapping[str, Any], source: str) -> IPAdapterFile:
             unknown.append(key)
     projection, layers = parts["image_proj"], parts["ip_adapter"]
     if unknown or not projection or not layers:
-        noun, advice = what_it_is(flat)
+        noun, advice = describe(flat)
         lacking = " and ".join(f"no {part}.*" for part, tensors in parts.items() if not tensors)
         raise CheckpointError(
             f"{source} is no IP-Adapter: it has {lacking or f'further keys ({_few(unknown)})'}. {_ACCEPTED}, "
@@ -64,8 +64,8 @@ def read_ip_adapter(content: Mapping[str, Any], source: str) -> IPAdapterFile:
         found = _LAYER.fullmatch(key)
         if found is None:
             raise CheckpointError(
-                f"{source} has the key ip_adapter.{key}, which is no part of an IP-Adapter. {_ACCEPTED}, "
-                "with ip_adapter.<number>.to_k_ip.weight and to_v_ip.weight. Look for such a version of it."
+                f"{source} has the key ip_adapter.{key}, which no IP-Adapter has. {_ACCEPTED}, with "
+                "ip_adapter.<number>.to_k_ip.weight and to_v_ip.weight. Look for such a version of it."
             )
         attention.setdefault(int(found[1]), {})[found[2]] = tensor
     for kind, tensors in (("image_proj", projection), ("ip_adapter", layers)):
@@ -79,7 +79,7 @@ def read_ip_adapter(content: Mapping[str, Any], source: str) -> IPAdapterFile:
 
 
 def _refuse_faceid(projection: Mapping[str, Any], layers: Mapping[str, Any], source: str) -> None:
-    """They see a face through another program's network, and most bring a LoRA."""
+    """Refuse IP-Adapter FaceID, which needs the face network of another program and mostly a LoRA."""
     is_faceid = (
         "perceiver_resampler.proj_in.weight" in projection
         or ("norm.weight" in projection and "proj.0.weight" in projection)
@@ -87,7 +87,7 @@ def _refuse_faceid(projection: Mapping[str, Any], layers: Mapping[str, Any], sou
     )
     if is_faceid:
         raise CheckpointError(
-            f"{source} is an IP-Adapter FaceID, which reads faces by a network of its own. {_ACCEPTED}. Use "
+            f"{source} is an IP-Adapter FaceID, which needs a network for faces. {_ACCEPTED}. Use "
             "ip-adapter-plus-face or ip-adapter-full-face for faces."
         )
 

@@ -1,4 +1,4 @@
-"""Which files a checkpoint holds, and which of the small ones a part needs. No file is opened here."""
+"""The names of a checkpoint's files, and of the small files that its parts need. No file is opened here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from retouch.errors import CheckpointError
 INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 
-# What a component may need beside its weights. Everything else in a repository stays there.
+# Files that a component may need in addition to its weights. All others are not downloaded.
 TOKENIZER_NAMES = frozenset(
     {
         "tokenizer.json",
@@ -29,10 +29,10 @@ OTHER_NAMES = frozenset({INDEX_NAME, "config.json", "scheduler_config.json", "pr
 
 @dataclass(frozen=True)
 class Listing:
-    """The file names of each folder of a checkpoint, "" being its root."""
+    """The file names in each folder of a checkpoint; "" is its root."""
 
     folders: Mapping[str, Sequence[str]]
-    # False for a cache that does not know what the repository holds beyond the files that are there.
+    # False for a cache without a listing of the repository: there may be more files than these.
     is_whole: bool = True
 
     @classmethod
@@ -45,7 +45,8 @@ class Listing:
 
 
 def listing_of_folder(folder: Path, is_whole: bool = True) -> Listing:
-    # Links are followed, as people link components into place; two levels hold every layout we know.
+    """List the files of a local folder, two levels deep, which is enough for every known layout."""
+    # Links are followed, because people link components into a folder.
     paths = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         part = Path(parent).relative_to(folder)
@@ -56,7 +57,7 @@ def listing_of_folder(folder: Path, is_whole: bool = True) -> Listing:
 
 
 def expanded(wanted: Sequence[str], folders: Iterable[str]) -> list[str]:
-    """The parts that are asked for; one with a star means all folders that fit it, which may be none."""
+    """Return the wanted parts, with the matching folders in place of a part with a star."""
     return [
         folder
         for part in wanted
@@ -65,7 +66,7 @@ def expanded(wanted: Sequence[str], folders: Iterable[str]) -> list[str]:
 
 
 def implied(small: Iterable[str]) -> set[str]:
-    """Files that must exist since others do, for a cache that does not know what it lacks."""
+    """Return files that must exist because others do, for a cache without a listing of the repository."""
     present = TOKENIZER_NAMES.intersection(small)
     if not present:
         return set()
@@ -74,16 +75,17 @@ def implied(small: Iterable[str]) -> set[str]:
 
 
 def absent(folder: Path, names: Iterable[str]) -> list[str]:
-    """Which of the files are not there."""
+    """Return the files that do not exist."""
     return [name for name in names if not (folder / name).is_file()]
 
 
 def require_all(checkpoint: str, folder: Path, names: Sequence[str]) -> Path:
-    """The folder, which must hold all these files of the checkpoint."""
+    """Check that a folder has all these files of the checkpoint, and return it."""
     lacking = absent(folder, names)
     if lacking:
         raise CheckpointError(
             f"{checkpoint} lacks {len(lacking)} of the {len(names)} files that it needs, first "
-            f"{lacking[0]}. A whole checkpoint is expected. Save or download it again."
+            f"{lacking[0]}. A whole checkpoint is expected. Save or download it again.",
+            parameter="name",
         )
     return folder

@@ -1,7 +1,7 @@
-"""From a name to files on this machine: a local folder, or a repository of the hub through its cache.
+"""A checkpoint by name: from a local folder, or from a repository of the hub through its cache.
 
-It decides which files of a checkpoint are needed; hub.py sees that they are there. It reads none of the
-files except the cards.
+This file chooses the files that are needed; hub.py provides them. It reads none of them except
+model_index.json and README.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retouch.checkpoints.hub import Repository, brief, refuse_what_is_no_repository
+from retouch.checkpoints.hub import Repository, check_repository_id, shortened
 from retouch.checkpoints.listing import (
     CARD_NAME,
     INDEX_NAME,
@@ -33,17 +33,17 @@ from retouch.errors import CheckpointError, InputError
 
 @dataclass
 class Checkpoint:
-    """A checkpoint by name. Nothing is read or fetched before it is asked for."""
+    """A checkpoint by name. No file is read or downloaded before it is needed."""
 
     name: str
     variant: str | None
     _place: Path | Repository
-    # How this one was reached, and how others that it names are.
-    _way: Mapping[str, Any]
+    # The options that this one was opened with, for others that it names.
+    _options: Mapping[str, Any]
     _use_safetensors: bool | None = None
     _variants: dict[str, str | None] = field(default_factory=dict)
-    # Parts that are in another folder than the one called like them.
-    _homes: Mapping[str, str] = field(default_factory=dict)
+    # The folders of parts that are not in a folder of their own name.
+    _folders: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -58,19 +58,20 @@ class Checkpoint:
         force_download: bool = False,
         use_safetensors: bool | None = None,
     ) -> Checkpoint:
-        """The built-in one by its name, a local folder if there is one, else a repository of the hub."""
+        """Open the built-in one by its name, or a local folder if it exists, or a repository of the hub."""
         if force_download and local_files_only:
             raise InputError(
-                "force_download=True and local_files_only=True contradict each other. The first asks the "
-                "hub, the second forbids it. Pass one of them."
+                "force_download=True and local_files_only=True contradict each other. The first needs the "
+                "hub, the second forbids its use. Pass one of them.",
+                parameter="force_download",
             )
         text = os.fspath(name)
-        is_built_in = name in BUILT_IN  # as a word: a Path is a folder, whatever it is called
+        is_built_in = name in BUILT_IN  # a string; a Path always means a folder
         folder = shipped_folder() if is_built_in else Path(text).expanduser()
         is_here = bool(text) and folder.is_dir()
         if not is_here:
-            refuse_what_is_no_repository(text, folder, is_path=not isinstance(name, str))
-        way: dict[str, Any] = {
+            check_repository_id(text, folder, is_path=not isinstance(name, str))
+        options: dict[str, Any] = {
             "variant": variant,
             "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
             "token": token,
@@ -80,14 +81,14 @@ class Checkpoint:
         return cls(
             name=text,
             variant=variant,
-            _place=folder if is_here else Repository(text, revision, **way),
-            _way=way,
+            _place=folder if is_here else Repository(text, revision, **options),
+            _options=options,
             _use_safetensors=use_safetensors,
-            _homes=BUILT_IN[text] if is_built_in else {},
+            _folders=BUILT_IN[text] if is_built_in else {},
         )
 
     def index(self) -> dict[str, Any]:
-        """The card of a pipeline: which class each of its components is."""
+        """Read model_index.json, which names the class of each component of a pipeline."""
         path = self._provide(self._index_alone) / INDEX_NAME
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
@@ -98,13 +99,13 @@ class Checkpoint:
             ) from error
         if not isinstance(index, dict):
             raise CheckpointError(
-                f"{path} holds a JSON {type(index).__name__}. A dictionary of components is expected. "
+                f"{path} has a JSON {type(index).__name__}. A dictionary of components is expected. "
                 f"Download it again (force_download=True) or save it again."
             )
         return index
 
     def card(self) -> dict[str, Any]:
-        """What the repository's page says in the head of its README.md; nothing where there is none."""
+        """Read the metadata at the head of the repository's README.md; empty if there is none."""
         from huggingface_hub import metadata_load
 
         path = self._provide(_card_alone) / CARD_NAME
@@ -112,27 +113,28 @@ class Checkpoint:
             return {}
         try:
             return dict(metadata_load(path) or {})
-        except Exception as error:  # yaml has errors of its own
+        except Exception as error:  # yaml raises classes of its own
             raise CheckpointError(
-                f"{path} has a head that cannot be read ({brief(error)}). YAML between two lines of --- is "
-                "expected. Download it again (force_download=True) or correct it."
+                f"{path} has a head that cannot be read ({shortened(error)}). YAML between two lines of --- "
+                "is expected. Download it again (force_download=True) or correct it."
             ) from error
 
     def beside(self, name: str) -> Checkpoint:
-        """Another checkpoint that this one names: a folder in it, or a repository found in the same way."""
+        """Open another checkpoint that this one names: a folder in it, or a repository with these options."""
         inside = None if isinstance(self._place, Repository) else self._place / name
         found = inside if inside is not None and inside.is_dir() else name
-        return Checkpoint.open(found, use_safetensors=self._use_safetensors, **self._way)
+        return Checkpoint.open(found, use_safetensors=self._use_safetensors, **self._options)
 
     def home_of(self, part: str) -> str:
-        """The folder that a part of it is in."""
-        return self._homes.get(part, part)
+        """Return the name of the folder that has a part."""
+        return self._folders.get(part, part)
 
     def fetch(self, subfolders: Iterable[str | None], *, weights: bool = True) -> Path:
-        """The local folder that holds at least these parts of the checkpoint, None being its root.
+        """Provide these parts of the checkpoint and return its local folder; None is the root.
 
-        At least one part must have the variant; those without it are taken plain, with a warning.
-        `variant_in` tells which part came in which. Without `weights` settings and tokenizers alone come.
+        At least one part must have the variant. Parts without it are loaded without a variant, with a
+        warning; `variant_in` returns the variant of a part. `weights=False` provides settings and tokenizers
+        only.
         """
         wanted = [(subfolder or "").strip("/") for subfolder in subfolders]
         folder = self._provide(lambda listing: self._needed(listing, wanted, weights))
@@ -140,14 +142,14 @@ class Checkpoint:
         if plain:
             warnings.warn(
                 f"{self.name} has variant={self.variant!r} only for some of its weights. For "
-                f"{', '.join(plain)} "
-                f"those without a variant are used. Leave variant out to have all of one kind.",
+                f"{', '.join(plain)} those without a variant are used. Leave variant out to use these for "
+                f"all parts.",
                 stacklevel=3,
             )
         return folder
 
     def choose_file(self, folder: str, choose: Callable[[Sequence[str]], str]) -> Path:
-        """One file of a folder of the checkpoint: the one that `choose` picks from the names in there."""
+        """Provide the file that `choose` picks from the names in a folder, and return its path."""
         chosen = ""
 
         def needed(listing: Listing) -> list[str]:
@@ -158,7 +160,7 @@ class Checkpoint:
         return self._provide(needed) / chosen
 
     def variant_in(self, subfolder: str | None) -> str | None:
-        """The variant of a fetched part's weights; None means plain ones."""
+        """Return the variant of the weights that `fetch` chose for a part; None means no variant."""
         return self._variants.get((subfolder or "").strip("/"))
 
     def _index_alone(self, listing: Listing) -> list[str]:
@@ -166,12 +168,13 @@ class Checkpoint:
         if INDEX_NAME in names:
             return [INDEX_NAME]
         if "config.json" in names:
-            advice = "It holds a single model; load it with the class of that model."
+            advice = "It is a single model; load it with the class of that model."
         else:
             advice = "Check the name, or whether the pipeline is in a folder of it."
         raise CheckpointError(
             f"{self.name} has no {INDEX_NAME}. A folder or repository that a pipeline was saved to is "
-            f"expected. {advice}"
+            f"expected. {advice}",
+            parameter="name",
         )
 
     def _needed(self, listing: Listing, wanted: Sequence[str], weights: bool = True) -> list[str]:
@@ -181,8 +184,9 @@ class Checkpoint:
             if names is None:
                 there = ", ".join(sorted(folder for folder in listing.folders if folder)) or "none"
                 raise CheckpointError(
-                    f"{self.name} has no folder {part!r}. Folders that are there: {there}. Check "
-                    f"`subfolder`, or whether this is the checkpoint you mean."
+                    f"{self.name} has no folder {part!r}. Its folders are: {there}. Check `subfolder`, or "
+                    f"whether this is the checkpoint that you want.",
+                    parameter="subfolder",
                 )
             small = (TOKENIZER_NAMES | OTHER_NAMES).intersection(names)
             if not listing.is_whole:
@@ -213,14 +217,14 @@ class Checkpoint:
         )
 
     def _provide(self, needed: Callable[[Listing], list[str]]) -> Path:
-        """The local folder with the files that `needed` picks from the checkpoint's listing."""
+        """Return the local folder with the files that `needed` chooses from the checkpoint's listing."""
         if isinstance(self._place, Repository):
             return self._place.provide(needed)
         return require_all(self.name, self._place, needed(listing_of_folder(self._place)))
 
 
 def _card_alone(listing: Listing) -> list[str]:
-    # A cache that does not know what it lacks may lack this, too.
+    # A cache without a listing of the repository may lack a README.md that the repository has.
     has_one = CARD_NAME in listing.folders.get("", ()) or not listing.is_whole
     return [CARD_NAME] if has_one else []
 

@@ -1,7 +1,7 @@
-"""LoRA files: which layer each of their tensors is for, whatever program wrote them.
+"""LoRA files of all common formats, read into one form: the updates of each model's layers.
 
-Programs differ in how they spell a layer's name and the two sides of its update. Both are read here into
-one form; models are known by the names and shapes of their layers alone.
+Training programs spell the names of layers and of the two matrices of an update differently. This file knows
+models only by the names and shapes of their layers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.contents import describe
 from retouch.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# How a key ends, and what its tensor then is: of the update up @ down, of a convolution between the two, or
-# the number that sets the strength of the whole.
-_ENDS = {
+# The end of a key -> the role of its tensor: a matrix of the update up @ down, a convolution between the two,
+# or the number that scales the update.
+_ROLES = {
     ".lora_A.weight": "down",  # PEFT
     ".lora_B.weight": "up",
     ".lora.down.weight": "down",  # diffusers
@@ -30,13 +30,13 @@ _ENDS = {
     ".lora_linear_layer.up.weight": "up",
     "_lora.down.weight": "down",  # diffusers in 2023
     "_lora.up.weight": "up",
-    ".lora_down.weight": "down",  # kohya-ss, and who follows it
+    ".lora_down.weight": "down",  # kohya-ss, and programs that follow it
     ".lora_up.weight": "up",
     ".lora_mid.weight": "mid",  # LyCORIS
     ".alpha": "alpha",
 }
-# How a key begins, and which model it is for. Without any of these it is for the UNet.
-_BEGINNINGS = {
+# The beginning of a key -> its model. A key without one of these is for the UNet.
+_PREFIXES = {
     "unet.": "unet",
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
@@ -60,7 +60,7 @@ _ACCEPTED = (
 )
 _ORIGINAL = re.compile(r"(input|output)_blocks_|middle_block_")
 _OURS = re.compile(r"(down|up)_blocks|mid_block")
-# What tells the families apart: the width of the text that their UNets read.
+# The width of the text states that a UNet reads -> the family.
 _FAMILIES = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
@@ -71,27 +71,27 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Update:
-    """The update of one layer's weight: scale * up @ down, with the rank in the middle."""
+    """The update of one layer's weight: scale * up @ down."""
 
-    down: Tensor  # (rank, ...) and the weight's other axes
+    down: Tensor  # (rank, ...), with the weight's other axes
     up: Tensor  # (outputs, rank)
     scale: float
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of one model that an update can be for."""
+    """The layers of one model that can have an update."""
 
-    shapes: Mapping[str, Sequence[int]]  # of their weights, by name
-    spellings: Mapping[str, str]  # what files call them -> name
+    shapes: Mapping[str, Sequence[int]]  # name -> shape of the weight
+    spellings: Mapping[str, str]  # name in a file -> name
 
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]], original: Mapping[str, str] | None = None) -> Layers:
-        """With the spellings that are in use; `original` has the original program's names, where known."""
+        """Find the spellings of the layers; `original` has the names of the original program."""
         spellings = {}
         for name in shapes:
             forms = [name, (original or {}).get(name, name)]
-            if name.startswith("encoder."):  # transformers 5 took out the level that files have
+            if name.startswith("encoder."):  # files have a level that transformers 5 removed
                 forms.append(f"text_model.{name}")
             forms += [re.sub(r"self_attn\.(q|k|v|out)_proj$", r"self_attn.to_\1", form) for form in forms]
             forms += [form.removesuffix(".0") for form in forms if form.endswith(".to_out.0")]
@@ -102,10 +102,10 @@ class Layers:
 
 @dataclass
 class _Found:
-    """What a file holds for one layer."""
+    """The tensors that a file has for one layer."""
 
     key: str
-    spelled: str
+    spelling: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -117,38 +117,38 @@ def read_updates(
     metadata: Mapping[str, str] | None = None,
     absent: Collection[str] = (),
 ) -> dict[str, dict[str, Update]]:
-    """The updates of a LoRA by model and layer; refused unless every tensor has its place in `models`.
+    """Return the updates of a LoRA by model and layer; each tensor must have its place in `models`.
 
-    `metadata` is what a safetensors file says of itself, in which diffusers keeps PEFT's settings. What is
-    for a model that is `absent` is left out, with a warning.
+    `metadata` is that of a safetensors file, where diffusers keeps PEFT's settings. Tensors for a model that
+    is `absent` are left out, with a warning.
     """
     _refuse_other_kinds(state, source)
     state = _without_doubles(state, source)
     found: dict[tuple[str, str], _Found] = {}
-    unknown, homeless, left_out = [], [], []
+    unknown, misplaced, left_out = [], [], []
     for key, tensor in state.items():
-        parted = _parted(key)
-        if parted is None:
+        split = _split(key)
+        if split is None:
             unknown.append(key)
             continue
-        model, spelled, role = parted
-        name = models[model].spellings.get(spelled) if model in models else None
+        model, spelling, role = split
+        name = models[model].spellings.get(spelling) if model in models else None
         if model in absent:
             left_out.append(key)
         elif name is None:
-            homeless.append(key)
+            misplaced.append(key)
         else:
-            part = found.setdefault((model, name), _Found(key, spelled))
+            part = found.setdefault((model, name), _Found(key, spelling))
             if role in part.tensors:
                 raise CheckpointError(
-                    f"{source} has two updates for one layer: {part.key} and {key}. Each layer has one. Take "
-                    f"one of them out, or save the file again."
+                    f"{source} has two updates for one layer: {part.key} and {key}. Each layer may have one. "
+                    f"Remove one of them, or save the file again."
                 )
             part.tensors[role] = tensor
     if unknown or not state:
         raise CheckpointError(
-            f"{source} has {len(unknown)} keys that are no part of a LoRA: {_few(unknown)}. {_ACCEPTED}. "
-            f"{_what_else(state)}"
+            f"{source} has {len(unknown)} keys that do not belong to a LoRA: {_few(unknown)}. {_ACCEPTED}. "
+            f"{_description(state)}"
         )
     if left_out:
         warnings.warn(
@@ -158,39 +158,39 @@ def read_updates(
         )
     settings = _settings(metadata, source)
     updates: dict[str, dict[str, Update]] = {}
-    misfits = []
+    misshapen = []
     for (model, name), part in found.items():
         own = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
-        update = _joined(part, own if f"{model}.r" in settings else {}, source)
+        update = _make_update(part, own if f"{model}.r" in settings else {}, source)
         weight = tuple(models[model].shapes[name])
         if _trimmed(update.down.shape[1:]) != _trimmed(weight[1:]) or update.up.shape[0] != weight[0]:
-            misfits.append(f"{part.key}: {tuple(update.down.shape)} for a weight {weight}")
+            misshapen.append(f"{part.key}: {tuple(update.down.shape)} for a weight {weight}")
         updates.setdefault(model, {})[name] = update
-    if homeless or misfits:
-        raise CheckpointError(_misfit(source, state, models, homeless, misfits))
+    if misplaced or misshapen:
+        raise CheckpointError(_explain_misfit(source, state, models, misplaced, misshapen))
     return updates
 
 
 def _settings(metadata: Mapping[str, str] | None, source: str) -> dict[str, Any]:
-    """What PEFT was told when the LoRA was trained."""
+    """Return PEFT's settings from the training of the LoRA."""
     try:
         return dict(json.loads((metadata or {}).get("lora_adapter_metadata", "{}")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{source} has a lora_adapter_metadata that is no JSON dictionary ({error}). Alpha and rank are "
-            f"read from there. Download or save the file again."
+            f"{source} has a lora_adapter_metadata that is not a JSON dictionary ({error}). Alpha and rank "
+            f"are read from it. Download or save the file again."
         ) from error
 
 
-def _parted(key: str) -> tuple[str, str, str] | None:
-    """A key's model, its layer as spelled there, and its role."""
-    for end, role in _ENDS.items():
+def _split(key: str) -> tuple[str, str, str] | None:
+    """Split a key into its model, the spelling of its layer, and its role."""
+    for end, role in _ROLES.items():
         if not key.endswith(end):
             continue
         layer = key[: -len(end)]
-        for beginning, model in _BEGINNINGS.items():
-            if layer.startswith(beginning):
-                return model, layer[len(beginning) :].replace(".processor.", "."), role
+        for prefix, model in _PREFIXES.items():
+            if layer.startswith(prefix):
+                return model, layer[len(prefix) :].replace(".processor.", "."), role
         return "unet", layer.replace(".processor.", "."), role
     return None
 
@@ -200,42 +200,42 @@ def _refuse_other_kinds(state: Mapping[str, Any], source: str) -> None:
         keys = [key for key in state if re.search(pattern, key)]
         if keys:
             raise CheckpointError(
-                f"{source} holds {kind}, not plain LoRA: {_few(keys)}. {_ACCEPTED}. Look for a plain version "
-                f"of it, or have it merged into a checkpoint by the program that made it."
+                f"{source} has {kind}, not plain LoRA: {_few(keys)}. {_ACCEPTED}. Look for a plain version "
+                f"of it, or merge it into a checkpoint with the program that made it."
             )
 
 
 def _without_doubles(state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-    """Merging programs left files that name the UNet's layers in both ways; diffusers takes its own."""
+    """Drop the original names of UNet layers from files that merging programs wrote with both kinds."""
     original = {key for key in state if _ORIGINAL.search(key)}
     if not original or not any(_OURS.search(key) for key in state):
         return state
     warnings.warn(
-        f"{source} names layers of the UNet in two ways, as the original program does ({len(original)} keys, "
-        f"first {min(original)}) and as diffusers does. The latter are used, as there. Take the former out "
-        f"of the file to be rid of this message.",
+        f"{source} has two kinds of names for layers of the UNet: those of the original program "
+        f"({len(original)} keys, first {min(original)}) and those of diffusers. The latter are used, as in "
+        f"diffusers. Remove the former from the file to avoid this warning.",
         stacklevel=4,
     )
     return {key: tensor for key, tensor in state.items() if key not in original}
 
 
 def _trimmed(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape without the ones at its end, by which a 1x1 convolution differs from a linear layer."""
+    """Return a shape without ones at its end: a 1x1 convolution then has the shape of a linear layer."""
     shape = tuple(shape)
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
 
 
-def _joined(part: _Found, settings: Mapping[str, Any], source: str) -> Update:
+def _make_update(part: _Found, settings: Mapping[str, Any], source: str) -> Update:
     import torch
 
     tensors = part.tensors
     if "down" not in tensors or "up" not in tensors:
         missing = "up" if "down" in tensors else "down"
         raise CheckpointError(
-            f"{source} has {part.key} without the {missing} side of it. Each update has "
-            f"both. Download or save the file again."
+            f"{source} has {part.key} without its {missing} matrix. Each update needs both. Download or save "
+            f"the file again."
         )
     down, up, mid, rank = tensors["down"], tensors["up"].flatten(1), tensors.get("mid"), len(tensors["down"])
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
@@ -245,22 +245,22 @@ def _joined(part: _Found, settings: Mapping[str, Any], source: str) -> Update:
         )
     if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
         raise CheckpointError(
-            f"{source} has sides of different ranks for {part.spelled}: {rank} and {up.shape[1]}. They must "
-            f"be the same. Download or save the file again."
+            f"{source} has matrices of different ranks for {part.spelling}: {rank} and {up.shape[1]}. They "
+            f"must be the same. Download or save the file again."
         )
-    if mid is not None:  # a kernel between two 1x1 convolutions is a kernel
+    if mid is not None:  # a 1x1 convolution and a kernel together are one kernel
         down = torch.einsum("abhw,bi->aihw", mid.float(), down.flatten(1).float())
-    return Update(down, up, _scale(tensors.get("alpha"), settings, part.spelled, rank))
+    return Update(down, up, _scale(tensors.get("alpha"), settings, part.spelling, rank))
 
 
-def _scale(alpha: Tensor | None, settings: Mapping[str, Any], spelled: str, rank: int) -> float:
-    """Alpha over rank. Without an alpha the matrices are meant as they are."""
+def _scale(alpha: Tensor | None, settings: Mapping[str, Any], spelling: str, rank: int) -> float:
+    """Return alpha over rank, or 1 without an alpha."""
     if alpha is not None:
         return float(alpha) / rank
     if not settings:
         return 1.0
     patterns = settings.get("alpha_pattern") or {}
-    fitting = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", spelled))
+    fitting = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", spelling))
     strength = float(next(fitting, settings.get("lora_alpha", rank)))
     return strength / (rank**0.5 if settings.get("use_rslora") else rank)
 
@@ -269,54 +269,54 @@ def _few(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
-def _what_else(state: Mapping[str, Any]) -> str:
-    """A guess at what a file is that should have been a LoRA, and what to do with it."""
-    noun, advice = what_it_is(state)
+def _description(state: Mapping[str, Any]) -> str:
+    """Return a description of a file that is not a LoRA, with advice."""
+    noun, advice = describe(state)
     if noun == "a textual inversion embedding":
         advice = "Use load_textual_inversion"
     return "Check that it is the right file." if noun == "a LoRA" else f"This is {noun}. {advice}."
 
 
-def _misfit(
+def _explain_misfit(
     source: str,
     state: Mapping[str, Tensor],
     models: Mapping[str, Layers],
-    homeless: Sequence[str],
-    misfits: Sequence[str],
+    misplaced: Sequence[str],
+    misshapen: Sequence[str],
 ) -> str:
-    """What to say of a LoRA whose layers are not there, or are of another shape."""
+    """Return the message for a LoRA whose layers are missing here or have other shapes."""
     reasons = []
-    if homeless:
+    if misplaced:
         reasons.append(
-            f"{len(homeless)} keys name layers that this pipeline does not have ({_few(homeless)})"
+            f"{len(misplaced)} keys name layers that this pipeline does not have ({_few(misplaced)})"
         )
-    if misfits:
-        reasons.append(f"{len(misfits)} updates are of other shapes than their layers ({_few(misfits)})")
-    theirs, ours = _text_width(state), _width_read(models)
+    if misshapen:
+        reasons.append(f"{len(misshapen)} updates have other shapes than their layers ({_few(misshapen)})")
+    theirs, ours = _width_of_file(state), _width_of_models(models)
     if theirs is None or ours is None or theirs == ours:
-        cure = "A LoRA fits the kind of model that it was made for. Check what this one is for."
+        advice = "A LoRA fits the kind of model that it was made for. Check which model this one is for."
     else:
-        cure = (
+        advice = (
             f"It was made for another family of models: its UNet reads text of width {_named(theirs)}, the "
             f"UNet here text of width {_named(ours)}. Use it with a checkpoint of its own family."
         )
-    return f"{source} does not fit: {', and '.join(reasons)}. {cure}"
+    return f"{source} does not fit: {', and '.join(reasons)}. {advice}"
 
 
 def _named(width: int) -> str:
     return f"{width} ({_FAMILIES[width]})" if width in _FAMILIES else str(width)
 
 
-def _text_width(state: Mapping[str, Tensor]) -> int | None:
-    """The width of the text that the LoRA's UNet reads."""
+def _width_of_file(state: Mapping[str, Tensor]) -> int | None:
+    """Return the width of the text states that the LoRA's UNet reads."""
     for key, tensor in state.items():
-        parted = _parted(key)
-        if parted and parted[0] == "unet" and parted[2] == "down" and re.search("attn2.to_[kv]$", parted[1]):
+        split = _split(key)
+        if split and split[0] == "unet" and split[2] == "down" and re.search("attn2.to_[kv]$", split[1]):
             return int(tensor.shape[1])
     return None
 
 
-def _width_read(models: Mapping[str, Layers]) -> int | None:
-    """The width of the text that the UNet here reads."""
+def _width_of_models(models: Mapping[str, Layers]) -> int | None:
+    """Return the width of the text states that the UNet here reads."""
     layers = models["unet"].shapes if "unet" in models else {}
     return next((int(shape[1]) for name, shape in layers.items() if name.endswith("attn2.to_k")), None)

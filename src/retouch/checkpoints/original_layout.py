@@ -1,7 +1,7 @@
-"""How the original Stable Diffusion programs name their tensors, against the names that our models have.
+"""The tensor names of the original Stable Diffusion programs, for each tensor name of our models.
 
-Written from our name to the original one, because a model knows its names and a file may hold anything
-besides; read backwards it turns a model into an original file. Names and shapes only: it reads no file.
+The tables map our names to the original ones, because a model has a fixed set of names and a file may have
+others too. In reverse they turn a model into an original file. No file is read here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retouch.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Below which prefixes a whole checkpoint may keep a part, and by whose names.
+# Part -> the prefixes that its tensors may have in a whole checkpoint, each with the rule for their names.
 PLACES: dict[str, tuple[tuple[str, str], ...]] = {
     "unet": (("model.diffusion_model.", "UNet2DConditionModel"),),
     "vae": (("first_stage_model.", "AutoencoderKL"),),
@@ -33,13 +33,13 @@ PLACES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 PART_OF = {rule: part for part, places in PLACES.items() for _, rule in places if "CLIP" not in rule}
 
-# A part that is a file of its own has no prefix. It is known by one of its tensors.
+# A part in a file of its own has no prefix. It is recognised by one of its tensors.
 BARE = {
     "unet": "input_blocks.0.0.weight",
     "vae": "decoder.mid.block_1.conv1.weight",
     "controlnet": "input_hint_block.0.weight",
 }
-# The same for a file that has our names already.
+# The same for a file with our names.
 OURS = {
     "unet": "down_blocks.0.resnets.0.norm1.weight",
     "vae": "encoder.down_blocks.0.resnets.0.norm1.weight",
@@ -51,14 +51,14 @@ Table = dict[str, str]
 
 @dataclass(frozen=True)
 class Origin:
-    """The original tensor that one of ours comes from, and how it is stored there."""
+    """The original tensor of one of ours, and the form in which it is stored."""
 
     name: str
     stored: Literal["alike", "as a 1x1 convolution", "transposed", "in thirds"] = "alike"
     third: int = 0
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Ours from the original."""
+        """Return our tensor from the original one."""
         if self.stored == "as a 1x1 convolution":
             return tensor.flatten(1)
         if self.stored == "transposed":
@@ -68,7 +68,7 @@ class Origin:
         return tensor
 
     def write(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The original from ours: one tensor, or the three thirds in their order."""
+        """Return the original tensor from ours: one tensor, or the three thirds in order."""
         import torch
 
         if self.stored == "as a 1x1 convolution":
@@ -79,7 +79,7 @@ class Origin:
 
 
 def to_original(tensors: Mapping[str, Tensor], origins: Mapping[str, Origin]) -> dict[str, Tensor]:
-    """Our tensors under their original names."""
+    """Return our tensors under their original names."""
     gathered: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, tensor in tensors.items():
         gathered.setdefault(origins[name].name, []).append((origins[name], tensor))
@@ -91,12 +91,12 @@ def to_original(tensors: Mapping[str, Tensor], origins: Mapping[str, Origin]) ->
 
 
 def origins(class_name: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Origin]:
-    """Where each of a model's tensors is in an original file, without the prefix of its part."""
+    """Return the original of each of a model's tensors, without the prefix of its part."""
     return _RULES[class_name](config, names)
 
 
 def text_encoder_shapes(config: Mapping[str, Any], has_projection: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors of a CLIP text encoder, spelled as published files spell them."""
+    """Return the names and shapes of a CLIP text encoder's tensors in published files."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     linear = {
         **{f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")},
@@ -142,7 +142,7 @@ _CONTROLNET_TABLE: Table = {
     "controlnet_mid_block": "middle_block_out.0",
 }
 _VAE_TABLE: Table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-_VAE_SIDE: Table = {  # of the encoder, and of the decoder
+_VAE_HALF: Table = {  # in the encoder and in the decoder
     "conv_in": "conv_in",
     "conv_norm_out": "norm_out",
     "conv_out": "conv_out",
@@ -173,25 +173,28 @@ _OPEN_CLIP_LAYER: Table = {
 
 
 def _inside(place: str, original: str, table: Table) -> Table:
-    """A table of the modules below one place."""
+    """Return a table of the modules below one place."""
     return {f"{place}.{ours}": f"{original}.{theirs}" for ours, theirs in table.items()}
 
 
 def _renamed(name: str, table: Table) -> str:
-    """The original of a tensor's name, by the longest entry that it begins with."""
+    """Return the original of a tensor's name, by the longest entry that it starts with."""
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
         place = ".".join(parts[:count])
         if place in table:
             return ".".join([table[place], *parts[count:]])
     raise ConfigError(
-        f"The tensor {name} has no name in the layout of original checkpoints. Models with the settings of "
-        f"Stable Diffusion 1.x, 2.x and XL are supported there. Use a folder with config.json instead."
+        f"The tensor {name} has no name in the original layout. Models with the settings of Stable Diffusion "
+        f"1.x, 2.x and XL are supported in it. Use a folder with config.json instead."
     )
 
 
-def _way_down(config: Mapping[str, Any]) -> Table:
-    """The original numbers the blocks through all levels, a halving being a block of its own."""
+def _down_table(config: Mapping[str, Any]) -> Table:
+    """Return the table of the encoder. The original numbers its blocks through all levels.
+
+    A downsampler is a block of its own.
+    """
     levels, block = len(config["block_out_channels"]), 1
     table: Table = {}
     for level, layers in enumerate(_per_level(config, "layers_per_block")):
@@ -208,8 +211,11 @@ def _way_down(config: Mapping[str, Any]) -> Table:
     return table
 
 
-def _way_up(config: Mapping[str, Any]) -> Table:
-    """Doubling is the last module of a level's last block: after the attention, if there is one."""
+def _up_table(config: Mapping[str, Any]) -> Table:
+    """Return the table of the decoder. An upsampler is the last module of a level's last block.
+
+    It follows the attention, if there is one.
+    """
     levels, block = len(config["block_out_channels"]), 0
     table: Table = {}
     for level, layers in enumerate(reversed(_per_level(config, "layers_per_block"))):
@@ -230,13 +236,13 @@ def _per_level(config: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _unet(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Origin]:
-    table = _UNET_TABLE | _way_down(config) | _way_up(config)
+    table = _UNET_TABLE | _down_table(config) | _up_table(config)
     return {name: Origin(_renamed(name, table)) for name in names}
 
 
 def _controlnet(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Origin]:
-    table = _UNET_TABLE | _CONTROLNET_TABLE | _way_down(config)
-    # Activations are modules of their own in the original, and count.
+    table = _UNET_TABLE | _CONTROLNET_TABLE | _down_table(config)
+    # Activations are modules in the original, and have numbers.
     blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
     for block in range(blocks):
         table[f"controlnet_cond_embedding.blocks.{block}"] = f"input_hint_block.{2 * block + 2}"
@@ -251,17 +257,17 @@ def _controlnet(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Or
 def _vae(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Origin]:
     levels = len(config["block_out_channels"])
     table = dict(_VAE_TABLE)
-    for side, way, more in (("encoder", "down", 0), ("decoder", "up", 1)):
-        table |= _inside(side, side, _VAE_SIDE)
+    for half, direction, extra in (("encoder", "down", 0), ("decoder", "up", 1)):
+        table |= _inside(half, half, _VAE_HALF)
         for number in range(2):
-            place, original = f"{side}.mid_block.resnets.{number}", f"{side}.mid.block_{number + 1}"
+            place, original = f"{half}.mid_block.resnets.{number}", f"{half}.mid.block_{number + 1}"
             table |= _inside(place, original, _VAE_RESNET)
         for level in range(levels):
-            # The original counts from the finest level on the way up as well.
-            there = level if way == "down" else levels - 1 - level
-            ours, theirs = f"{side}.{way}_blocks.{level}", f"{side}.{way}.{there}"
-            table[f"{ours}.{way}samplers.0.conv"] = f"{theirs}.{way}sample.conv"
-            for layer in range(config["layers_per_block"] + more):
+            # The original numbers the decoder's levels from the finest one too.
+            theirs_level = level if direction == "down" else levels - 1 - level
+            ours, theirs = f"{half}.{direction}_blocks.{level}", f"{half}.{direction}.{theirs_level}"
+            table[f"{ours}.{direction}samplers.0.conv"] = f"{theirs}.{direction}sample.conv"
+            for layer in range(config["layers_per_block"] + extra):
                 table |= _inside(f"{ours}.resnets.{layer}", f"{theirs}.block.{layer}", _VAE_RESNET)
     found = {}
     for name in names:

@@ -1,7 +1,7 @@
 """The mixin that gives a model `from_pretrained` and `save_pretrained`.
 
-It ties a config class, a checkpoint's files and a module together and names no model itself. A model
-that loads is complete: every tensor came from the file, or there is an error.
+It connects a config class, a checkpoint's files and a module, and names no model itself. A loaded model is
+complete: every tensor came from the file, or there is an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from retouch.checkpoints.config import Config, read_config
+from retouch.checkpoints.ignored import is_ignored
 from retouch.checkpoints.locate import Checkpoint
-from retouch.checkpoints.needless import is_needless
 from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import OURS, PART_OF
 from retouch.checkpoints.single_file import SingleFile, names_single_file
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 
-# The release whose file layout we write; its readers look for the key.
+# The release of diffusers whose file layout we write; its readers need the key.
 _DIFFUSERS_VERSION = "0.42.0"
 
-# Where files come from, apart from which ones.
+# The options that find a file, without those that choose among files.
 _LOCATION = ("cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -45,7 +45,7 @@ class Pretrained:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A model with this config and fresh weights."""
+        """Make a model with this config and fresh weights."""
         return cls(**{key: value for key, value in config.items() if not key.startswith("_")})
 
     @classmethod
@@ -66,17 +66,18 @@ class Pretrained:
         force_download: bool = False,
         **others: Any,
     ) -> Self:
-        """The model in a local folder or a hub repository, or in one file, in evaluation mode.
+        """Load the model of a local folder, a hub repository or one file, in evaluation mode.
 
-        `torch_dtype` is the older name of `dtype`. Without either the weights become float32,
-        whatever the file holds. Other options of the reference are accepted where they ask for nothing
-        here, such as `low_cpu_mem_usage`.
+        `torch_dtype` is the older name of `dtype`. Without both, the weights become float32, for files of
+        every dtype. Options of the reference that have no effect here, such as `low_cpu_mem_usage`, are
+        ignored.
         """
-        cls._heeded(others)
+        cls._known(others)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise InputError(
                 f"dtype={dtype} and torch_dtype={torch_dtype} contradict each other. They are two names of "
-                f"one setting; pass dtype alone."
+                f"one setting; pass dtype alone.",
+                parameter="torch_dtype",
             )
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
@@ -92,30 +93,31 @@ class Pretrained:
             if subfolder or variant:
                 raise InputError(
                     f"{name} is one file, and subfolder={subfolder!r} and variant={variant!r} choose among "
-                    f"the files of a folder. Leave them out."
+                    f"the files of a folder. Leave them out.",
+                    parameter="subfolder" if subfolder else "variant",
                 )
             return cls.from_single_file(name, dtype=wanted, device=target, **location)
         checkpoint = Checkpoint.open(name, variant=variant, **location)
-        home = checkpoint.home_of(subfolder) if subfolder else None
-        folder = checkpoint.fetch([home])
-        if home:
-            folder = folder / home
+        part = checkpoint.home_of(subfolder) if subfolder else None
+        folder = checkpoint.fetch([part])
+        if part:
+            folder = folder / part
         return cls._from_folder(
             folder, variant=variant, dtype=wanted, device=target, use_safetensors=use_safetensors
         )
 
     @classmethod
-    def _heeded(cls, options: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
-        """The known ones among the options; others must ask for nothing."""
-        heeded = {key: value for key, value in options.items() if key in known}
-        asked = [key for key, value in options.items() if key not in known and not is_needless(key, value)]
-        if asked:
-            advice = " A device is chosen by device=." if "device_map" in asked else ""
+    def _known(cls, options: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
+        """Return the known options, and refuse the others unless they are ignored."""
+        refused = [key for key, value in options.items() if key not in known and not is_ignored(key, value)]
+        if refused:
+            advice = " A device is chosen by device=." if "device_map" in refused else ""
             raise InputError(
-                f"{cls.__name__} cannot be loaded with {', '.join(asked)}. The options of the help text are "
-                f"accepted. Leave it out.{advice}"
+                f"{cls.__name__} cannot be loaded with {', '.join(refused)}. The options of the help text "
+                f"are accepted. Leave it out.{advice}",
+                parameter=refused[0],
             )
-        return heeded
+        return {key: value for key, value in options.items() if key in known}
 
     @classmethod
     def _from_folder(
@@ -131,10 +133,11 @@ class Pretrained:
         kind = settings.get("_class_name")
         if kind is not None and kind not in {parent.__name__ for parent in cls.__mro__}:
             raise CheckpointError(
-                f"{folder} holds the model class {kind}, but {cls.__name__} was asked to load it. Use the "
-                f"class {kind}, or pass the subfolder in which the {cls.__name__} is."
+                f"{folder} has a model of the class {kind}, which {cls.__name__} cannot load. Use the class "
+                f"{kind}, or pass the subfolder of the {cls.__name__}.",
+                parameter="subfolder",
             )
-        # Read once here, only for an error that can name the file.
+        # Made here and once more by the model, so that an error names the file.
         config = cls.config_class.from_dict(settings, source=str(folder / CONFIG_NAME))
         files = choose_weights(
             os.listdir(folder), str(folder), variant=variant, use_safetensors=use_safetensors
@@ -142,8 +145,8 @@ class Pretrained:
         paths = part_paths(folder, files)
         with torch.device("meta"):
             model = cls.from_config(config)
-        # float32 rather than the file's own dtype: what a half-precision file loads as must not
-        # depend on which variant happened to be there. The reference does the same.
+        # float32 instead of the file's dtype, so that the dtype of a model does not depend on the variant
+        # that was found. The reference does the same.
         state: dict[str, Tensor] = {}
         for path in paths:
             state.update(read_tensors(path, dtype=dtype or torch.float32, device=device))
@@ -165,13 +168,13 @@ class Pretrained:
         revision: str | None = None,
         **others: Any,
     ) -> Self:
-        """The model in one file: alone, or as a part of an original checkpoint.
+        """Load the model from one file that has it alone, or from an original checkpoint.
 
-        Its settings are told from the tensors. Where those do not tell, `config` names the kind ("sd15",
-        "sdxl", ...), or a folder or repository in whose `subfolder` a config.json is. Others: `cache_dir`,
-        `token`, `local_files_only`, `force_download`, and those that `from_pretrained` accepts.
+        The tensors tell its settings. If they do not, `config` names the kind ("sd15", "sdxl", ...), or a
+        folder or repository with a config.json in `subfolder`. Other options: `cache_dir`, `token`,
+        `local_files_only`, `force_download`, and those that `from_pretrained` ignores.
         """
-        location = cls._heeded(others, _LOCATION)
+        location = cls._known(others, _LOCATION)
         target = resolve_device(device)
         wanted = resolve_dtype(dtype if dtype is not None else torch_dtype, target)
         file = SingleFile.open(name, use_safetensors=use_safetensors, revision=revision, **location)
@@ -198,7 +201,7 @@ class Pretrained:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> Callable[[], Any]:
-        """Check that the file holds this model; the answer loads it."""
+        """Check that the file has this model, and return a function that loads it."""
         part = cls._part()
         model_config = cls.config_class.from_dict(settings, source=f"the settings for {file.path}")
         with torch.device("meta"):
@@ -216,18 +219,19 @@ class Pretrained:
 
     @classmethod
     def _part(cls) -> str:
-        """Which part of an original checkpoint this model is."""
+        """Return the name that this model has as a part of an original checkpoint."""
         for base in cls.__mro__:
             if base.__name__ in PART_OF:
                 return PART_OF[base.__name__]
         raise InputError(
             f"{cls.__name__} has no original layout. {', '.join(PART_OF)} are read from single files. Load "
-            f"this model from a folder or repository with its config.json."
+            f"this model from a folder or repository with its config.json.",
+            parameter="name",
         )
 
     @classmethod
     def legacy_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's tensors under the names that this model uses today; override to rename."""
+        """Return a checkpoint's tensors under this model's names; override it to rename older ones."""
         return state
 
     def save_pretrained(
@@ -260,12 +264,12 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next((p.device for p in cast(nn.Module, self).parameters()), torch.device("cpu"))
 
 
 def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Give the tensors to a model built on the meta device, or say what does not fit."""
+    """Give the tensors to a model on the meta device; an error names those that do not fit."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -281,16 +285,16 @@ def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None
     ]
     if faults:
         raise CheckpointError(
-            f"{source} does not hold the weights of this {type(model).__name__}: of {len(expected)} tensors, "
+            f"{source} does not have the weights of this {type(model).__name__}: of {len(expected)} tensors, "
             f"{'; '.join(faults)}. Names and shapes must match config.json; use the config that belongs to "
             f"these weights, or the class that they were saved from."
         )
     model.load_state_dict(state, strict=True, assign=True)
     model.eval()
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    homeless = [name for name, tensor in tensors if tensor.is_meta]
-    if homeless:
+    unsaved = [name for name, tensor in tensors if tensor.is_meta]
+    if unsaved:
         raise CheckpointError(
-            f"{type(model).__name__} has tensors that no file holds: {', '.join(homeless[:3])}. A model can "
+            f"{type(model).__name__} has tensors that no file has: {', '.join(unsaved[:3])}. A model can "
             f"be loaded only if all of them are saved; compute such a buffer in forward instead."
         )

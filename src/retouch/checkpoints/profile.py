@@ -1,8 +1,8 @@
-"""What a checkpoint's folder says beside its weights: good settings, and the things that it knows by name.
+"""A checkpoint's profile: good settings for it, and the things that it knows by name.
 
-`retouch.json` may lie in the folder. It holds `defaults` of the verbs ("all" of them, and by verb),
-`square_crops`, `limits` in words, and for a checkpoint with a closed vocabulary the file of its `names`: a
-list of entries with `word`, its `synonyms`, and `related` words that are no names but near.
+A checkpoint's folder may have a `retouch.json` with `defaults` of the verbs (for "all", and by verb),
+`square_crops`, and `limits` as sentences. A checkpoint that was trained on a fixed list of names also gives
+the file of its `names`: a list of entries with `word`, its `synonyms`, and `related` words for suggestions.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ class Known:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """All that it is called."""
+        """All names of the thing."""
         return (self.word, *self.synonyms)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Empty for a checkpoint that says nothing, which is most of them."""
+    """The profile of a checkpoint, empty for one without a `retouch.json`."""
 
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     square_crops: bool = False
     limits: Sequence[str] = ()
-    names: Sequence[Known] = ()  # empty: it was trained on words of every kind
+    names: Sequence[Known] = ()  # empty for a checkpoint that was trained on captions of all kinds
 
     @classmethod
     def of(cls, name: str | os.PathLike[str]) -> Profile:
-        """The profile of a checkpoint that lies in a folder, the built-in one included."""
+        """Read the profile of a local checkpoint, also of the built-in one."""
         folder = shipped_folder() if name in BUILT_IN else Path(name).expanduser()
         if not os.fspath(name) or not folder.is_dir():
             return cls()
         path = folder / PROFILE_NAME
         if not path.is_file():
             return cls()
-        said = _read(path, dict)
+        entries = _read(path, dict)
         try:
-            names = _read(folder / said.pop("names"), list) if "names" in said else []
-            return cls(names=[Known(**entry) for entry in names], **said)
+            names = _read(folder / entries.pop("names"), list) if "names" in entries else []
+            return cls(names=[Known(**entry) for entry in names], **entries)
         except TypeError as error:
             raise CheckpointError(
-                f"{path}, or the file of names that it points to, has an entry that is not known "
-                f"({error}). Known are defaults, square_crops, limits and names; and word, synonyms and "
-                f"related. Correct it, or remove the file."
+                f"{path}, or its file of names, has an unknown entry ({error}). Known are defaults, "
+                f"square_crops, limits and names; and in a file of names word, synonyms and related. "
+                f"Correct it, or remove the file."
             ) from error
 
     def defaults_of(self, verb: str) -> dict[str, Any]:
-        """Settings of a verb that are good for this checkpoint."""
+        """Return good settings of a verb for this checkpoint."""
         return {**self.defaults.get("all", {}), **self.defaults.get(verb, {})}
 
     def named_in(self, prompt: str) -> list[str]:
-        """The things that a prompt names, of those that are known."""
+        """Return the known things that a prompt names."""
         words = f" {' '.join(_words(prompt))} "
         return [
             known.word
@@ -79,7 +79,7 @@ class Profile:
         ]
 
     def near(self, prompt: str, count: int = 4) -> list[str]:
-        """Known names that come near a prompt's words, by what they mean first and then by spelling."""
+        """Return known names that are similar to a prompt's words: first by meaning, then by spelling."""
         words = [word for word in _words(prompt) if len(word) > 2]
         found = [known.word for word in words for known in self.names if _singular(word) in known.related]
         spelled = {spelling: known.word for known in self.names for spelling in known.spellings}

@@ -1,7 +1,7 @@
-"""The checkpoint that ships inside the package: its names, and the folder that it is in.
+"""The checkpoint that ships in the package: its names and its folder.
 
-The folder is an ordinary one, as any program that reads this layout expects it. How it was made is in
-`training/` of the repository.
+The folder has the usual layout, which other programs can read too. The repository's `training/` has the
+programs that trained it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from pathlib import Path
 
 from retouch.errors import CheckpointError
 
-# By name: the parts that come from another folder than the one called like them. The regular UNet shares
-# everything else with the one for inpainting.
+# Name -> the folders of parts that are not in a folder of their own name. Apart from the UNet, both
+# checkpoints have the same parts.
 BUILT_IN: Mapping[str, Mapping[str, str]] = {"builtin": {}, "builtin-regular": {"unet": "unet_regular"}}
 
 _FOLDER = Path(__file__).parent / "builtin"
 
 
 def shipped_folder() -> Path:
-    """Where the built-in checkpoint is."""
+    """Return the folder of the built-in checkpoint."""
     if not (_FOLDER / "model_index.json").is_file():
         raise CheckpointError(
-            f"The built-in checkpoint is not in this installation; {_FOLDER} is expected to hold it. Install "
-            f"retouch again, or name another one: model= takes a folder, a file of weights or a hub id."
+            f"The built-in checkpoint is not in this installation; it is expected in {_FOLDER}. Install "
+            f"retouch again, or name another one: model= takes a folder, a file of weights or a hub id.",
+            parameter="model",
         )
     return _FOLDER

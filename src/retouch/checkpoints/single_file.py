@@ -1,8 +1,8 @@
-"""One file with a whole checkpoint, or one model of it, as the original programs wrote them.
+"""One file with a whole checkpoint, or with one model of it, in the layout of the original programs.
 
-It finds the file, tells from the tensors which kind of checkpoint it is, and gives each model its tensors
-under our names. What a file holds is checked by names and shapes before any value is read, and every tensor
-must have a place. It builds no model.
+This finds the file, recognises the kind of checkpoint from the tensors, and gives each model its tensors
+under our names. Names and shapes are checked before any value is read, and every tensor must have a place. It
+builds no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from retouch.checkpoints.config import read_config
-from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.contents import describe
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.original_kinds import KINDS, Kind
 from retouch.checkpoints.original_layout import BARE, OURS, PLACES, Origin, origins
@@ -34,7 +34,7 @@ _ADDRESS = re.compile(
     r"(?P<revision>[^/]+)/(?P<path>[^?#]+)"
 )
 
-# Training leaves these behind; no model is made of them.
+# Training leaves these in a file; they belong to no model.
 _LEFTOVERS = re.compile(
     r"model_ema\..*"
     r"|betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?"
@@ -42,47 +42,47 @@ _LEFTOVERS = re.compile(
     r"|logvar|lvlb_weights|scale_factor|denoiser\.sigmas|global_step"
     r"|(first_stage_model\.)?(loss|model_ema)\..*"
     r"|.*\.embeddings\.position_ids"
-    # The half of CLIP that compares texts with pictures, of which a text encoder may keep a remnant.
+    # Rests of CLIP's comparison of texts and pictures, which a text encoder does not use.
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.((model|transformer)\.)?"
     r"(logit_scale|attn_mask|text_projection(\.weight)?)"
 )
-# Empty tensors by which a file says how it was trained.
+# Empty tensors that state how a checkpoint was trained.
 _MARKS: dict[str, dict[str, Any]] = {
     "v_pred": {"prediction_type": "v_prediction"},
     "ztsnr": {"rescale_betas_zero_snr": True},
 }
 
-# A UNet's kind by the width of the text that it reads, then by its input channels.
+# The width of the text states that a UNet reads -> its input channels -> its kind.
 _KINDS_BY_SHAPE = {
     768: {4: "sd15", 9: "sd15-inpainting"},
     1024: {4: "sd2", 9: "sd2-inpainting"},
     2048: {4: "sdxl", 9: "sdxl-inpainting"},
     1280: {4: "sdxl-refiner"},
 }
-_OTHER_WIDTHS = {5: "depth-guided", 7: "an upscaler", 8: "InstructPix2Pix"}
+_OTHER_CHANNELS = {5: "depth-guided", 7: "an upscaler", 8: "InstructPix2Pix"}
 
 
 def names_single_file(name: str | os.PathLike[str]) -> bool:
-    """Whether this is the name of one file rather than of a folder or a repository."""
+    """Return whether this names one file, not a folder or a repository."""
     text = os.fspath(name)
     return _ends(text, _SUFFIXES) and not Path(text).expanduser().is_dir()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The tensors that one model takes from a file, checked to be there in the right shapes."""
+    """The tensors that one model takes from a file, after a check of their names and shapes."""
 
     file: TensorFile
     origins: Mapping[str, Origin]
 
     def read(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Them under our names. One at a time is held in the file's own dtype."""
+        """Read the tensors under our names. Only one at a time is held in the file's dtype."""
         state = {}
         for name, origin in self.origins.items():
             tensor = self.file.read(origin.name)
             if not tensor.is_floating_point():
                 raise CheckpointError(
-                    f"{self.file.path} holds {origin.name} as {tensor.dtype}. Floating-point weights are "
+                    f"{self.file.path} has {origin.name} as {tensor.dtype}. Floating-point weights are "
                     f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 "
                     f"or float16."
                 )
@@ -91,7 +91,7 @@ class Claim:
 
 
 class SingleFile:
-    """An open file. Models claim their tensors; what is left over at the end is an error."""
+    """An open file. Models claim their tensors; unclaimed ones are an error at the end."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
@@ -112,23 +112,25 @@ class SingleFile:
         force_download: bool = False,
         use_safetensors: bool | None = None,
     ) -> SingleFile:
-        """A local file, a hub file as 'org/name/file.safetensors', or the address of its page on the hub."""
+        """Open a local file, or one of the hub by 'org/name/file.safetensors' or the address of its page."""
         text = os.fspath(name)
         if not names_single_file(text):
             raise CheckpointError(
                 f"{text} does not name a file of weights. Accepted: a path, 'org/name/file.safetensors' or "
                 f"the file's address on the hub, ending in {', '.join(_SUFFIXES)}. For a folder or a "
-                f"repository use from_pretrained."
+                f"repository use from_pretrained.",
+                parameter="name",
             )
         path = Path(text).expanduser()
         if _ends(text, PICKLED) and use_safetensors is not False:
             raise CheckpointError(
-                f"{text} is a pickled checkpoint, which can run code when it is read carelessly. Safetensors "
-                f"are accepted; use that file of the checkpoint, or pass use_safetensors=False to read "
-                f"tensors and nothing else from this one."
+                f"{text} is a pickled checkpoint, which can run code when it is read carelessly. "
+                f"Safetensors are accepted; use the checkpoint's safetensors file, or pass "
+                f"use_safetensors=False to read only tensors from this one.",
+                parameter="use_safetensors",
             )
         if not path.is_file():
-            path = _fetched(
+            path = _download(
                 text,
                 is_path=not isinstance(name, str),
                 revision=revision,
@@ -140,25 +142,26 @@ class SingleFile:
         return cls(text, path)
 
     def prefix_of(self, part: str) -> tuple[str, str] | None:
-        """Where a part's tensors are and by which rule they are named; None if the file does not hold it."""
+        """Return the prefix of a part's tensors and the rule for their names; None if the part is missing."""
         for prefix, rule in PLACES[part]:
             if any(name.startswith(prefix) for name in self.shapes):
                 return prefix, rule
         return ("", PLACES[part][0][1]) if BARE.get(part) in self.shapes else None
 
     def kind(self) -> str:
-        """The name in KINDS of the checkpoint that this is, told from the UNet's shapes."""
+        """Return the checkpoint's name in KINDS, recognised by the UNet's shapes."""
         first = (self.prefix_of("unet") or ("", ""))[0] + BARE["unet"]
         if first not in self.shapes and OURS["unet"] not in self.shapes:
-            noun, advice = what_it_is(self.shapes)
+            noun, advice = describe(self.shapes)
             raise CheckpointError(
                 f"{self.path} is {noun}. A checkpoint with a UNet is expected: Stable Diffusion 1.x, 2.x or "
-                f"XL in the original layout, with tensors below model.diffusion_model. {advice}."
+                f"XL in the original layout, with tensors below model.diffusion_model. {advice}.",
+                parameter="name",
             )
         return self._kind_of("unet")
 
     def _kind_of(self, part: str) -> str:
-        """The kind of a UNet, or of the UNet that a ControlNet was copied from."""
+        """Return the kind of a UNet, or of the UNet that a ControlNet was copied from."""
         prefix = (self.prefix_of(part) or ("", ""))[0]
         shapes = {
             name.removeprefix(prefix): shape for name, shape in self.shapes.items() if name.startswith(prefix)
@@ -170,30 +173,31 @@ class SingleFile:
         if channels in kinds:
             return kinds[channels]
         if kinds:
-            other = f" ({_OTHER_WIDTHS[channels]})" if channels in _OTHER_WIDTHS else ""
-            what, accepted = f"takes {channels} input channels{other}", " or ".join(map(str, kinds))
+            other = f" ({_OTHER_CHANNELS[channels]})" if channels in _OTHER_CHANNELS else ""
+            fact, accepted = f"takes {channels} input channels{other}", " or ".join(map(str, kinds))
         else:
-            what, accepted = f"reads text of width {width}", ", ".join(map(str, _KINDS_BY_SHAPE))
+            fact, accepted = f"reads text of width {width}", ", ".join(map(str, _KINDS_BY_SHAPE))
         raise CheckpointError(
-            f"{self.path} holds a {part} that {what}. Accepted: {accepted}. Use one of Stable Diffusion 1.x, "
+            f"{self.path} has a {part} that {fact}. Accepted: {accepted}. Use one of Stable Diffusion 1.x, "
             f"2.x or XL, or made from those; for another architecture of that layout pass config= with a "
-            f"folder of its settings."
+            f"folder of its settings.",
+            parameter="name",
         )
 
     def settings_of(self, part: str) -> dict[str, Any]:
-        """The config of one model in the file."""
+        """Return the config of one model in the file."""
         if part == "vae" and self.prefix_of("unet") is None:
             warnings.warn(
-                f"{self.name} is a VAE alone, and nothing in it says of which checkpoints. It is taken as "
+                f"{self.name} is a VAE alone, and does not state its kind of checkpoint. It is loaded as "
                 f"one of Stable Diffusion 1.x or 2.x. Pass config='sdxl' for one of XL, whose latents have "
-                f"another scale, or config='sd15' to be rid of this message.",
+                f"another scale, or config='sd15' to avoid this warning.",
                 stacklevel=3,
             )
             return KINDS["sd15"].settings_of(part)
         return KINDS[self._kind_of(part) if part == "controlnet" else self.kind()].settings_of(part)
 
     def stated_schedule(self) -> dict[str, Any]:
-        """Scheduler settings that the file itself names."""
+        """Return the scheduler settings that the file states."""
         stated: dict[str, Any] = {}
         if self._file.metadata.get("modelspec.prediction_type") in ("v", "epsilon"):
             is_v = self._file.metadata["modelspec.prediction_type"] == "v"
@@ -204,15 +208,16 @@ class SingleFile:
         return stated
 
     def claim(self, part: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Claim:
-        """Take the tensors of a model of this config, whose own tensors have these shapes."""
+        """Claim the tensors of a model with this config, whose tensors have these shapes."""
         import torch
 
         found = self.prefix_of(part)
         if found is None:
-            noun, advice = what_it_is(self.shapes)
+            noun, advice = describe(self.shapes)
             below = " or ".join(prefix.rstrip(".") for prefix, _ in PLACES[part])
             raise CheckpointError(
-                f"{self.path} is {noun}, and holds no {part}. Tensors below {below} are expected. {advice}."
+                f"{self.path} is {noun}, and has no {part}. Tensors below {below} are expected. {advice}.",
+                parameter="name",
             )
         prefix, rule = found
         sources = origins(rule, config, shapes)
@@ -238,28 +243,29 @@ class SingleFile:
                 odd = [f"{name} {shape}" for name, shape in misshapen.items()]
                 faults.append(f"{len(misshapen)} have another shape ({_first(odd)})")
             raise CheckpointError(
-                f"{self.path} does not hold the {part} that was expected: of its {len(wanted)} tensors "
+                f"{self.path} does not have the {part} that was expected: of its {len(wanted)} tensors "
                 f"{' and '.join(faults)}. A complete {part} of this kind is accepted. Download the file "
                 f"again if it is damaged; a pruned or changed architecture needs config= with a folder of "
-                f"its settings."
+                f"its settings.",
+                parameter="name",
             )
         self._claimed.update(wanted)
-        if rule == "OpenCLIP":  # SD 2.x does without the last layer, which its files hold nevertheless
+        if rule == "OpenCLIP":  # files of SD 2.x have a last layer that it does not use
             last = f"{prefix}transformer.resblocks.{config['num_hidden_layers']}."
             self._claimed.update(name for name in self.shapes if name.startswith(last))
         return Claim(self._file, sources)
 
     def read_all(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Every tensor, under the name that it has in the file."""
+        """Read every tensor under its name in the file."""
         return Claim(self._file, {name: Origin(name) for name in self.shapes}).read(dtype, device)
 
     def leave(self, part: str) -> None:
-        """A part that the caller brings: whatever the file holds of it is not used."""
+        """Ignore the file's tensors of a part, which the caller gives instead."""
         prefixes = tuple(prefix for prefix, _ in PLACES.get(part, ()))
         self._claimed.update(name for name in self.shapes if prefixes and name.startswith(prefixes))
 
     def refuse_leftovers(self, below: str = "") -> None:
-        """Fail if a tensor has no place: a model that ignores a part of its weights draws other pictures."""
+        """Refuse the file if a tensor has no place: without some weights a model draws other pictures."""
         unclaimed = [
             name
             for name in self.shapes
@@ -270,11 +276,12 @@ class SingleFile:
         ]
         if not unclaimed:
             return
-        noun, advice = what_it_is(unclaimed)
+        noun, advice = describe(unclaimed)
         raise CheckpointError(
-            f"{self.path} holds {len(unclaimed)} tensors that have no place in the model "
-            f"({_first(unclaimed)}); they look like {noun}. A checkpoint all of whose tensors are used is "
-            f"accepted. {advice}; if they are left from training, remove them."
+            f"{self.path} has {len(unclaimed)} tensors that have no place in the model "
+            f"({_first(unclaimed)}); they look like {noun}. All tensors of a checkpoint must be used. "
+            f"{advice}; if they are left from training, remove them.",
+            parameter="name",
         )
 
 
@@ -309,8 +316,8 @@ def _is_read_from_folder(class_name: str) -> bool:
     return class_name.endswith("Scheduler") or class_name.startswith("CLIPTokenizer")
 
 
-def _fetched(text: str, *, is_path: bool, revision: str | None, **options: Any) -> Path:
-    """The local copy of a file of the hub."""
+def _download(text: str, *, is_path: bool, revision: str | None, **options: Any) -> Path:
+    """Download a file of the hub, and return the path of the local copy."""
     from huggingface_hub import constants
 
     address = text.replace(constants.ENDPOINT, "https://huggingface.co", 1)
@@ -318,30 +325,34 @@ def _fetched(text: str, *, is_path: bool, revision: str | None, **options: Any) 
         repository, named, path = (unquote(match[key]) for key in ("repository", "revision", "path"))
         if revision not in (None, named):
             raise InputError(
-                f"{text} names the revision {named!r}, and revision={revision!r} another. Pass one of them."
+                f"{text} names the revision {named!r}, and revision={revision!r} another. Pass one of them.",
+                parameter="revision",
             )
         revision = named
     elif "://" in text:
         raise CheckpointError(
             f"{text} is an address outside the hub. A path, 'org/name/file.safetensors' or a file's address "
-            f"on the hub is accepted. Download the file and pass its path."
+            f"on the hub is accepted. Download the file and pass its path.",
+            parameter="name",
         )
     else:
         parts = text.split("/")
         if is_path or len(parts) < 3 or "\\" in text or parts[0] in ("", ".", "..", "~"):
             raise CheckpointError(
-                f"{text} is not there. A path, 'org/name/file.safetensors' or a file's address on the hub is "
-                f"accepted. Check the path; relative ones start at {Path.cwd()}."
+                f"{text} does not exist. A path, 'org/name/file.safetensors' or a file's address on the hub "
+                f"is accepted. Check the path; relative ones start at {Path.cwd()}.",
+                parameter="name",
             )
         repository, path = "/".join(parts[:2]), "/".join(parts[2:])
     folder, _, wanted = path.rpartition("/")
 
     def choose(names: Sequence[str]) -> str:
         if wanted not in names:
-            there = sorted(name for name in names if names_single_file(name))
+            others = sorted(name for name in names if names_single_file(name))
             raise CheckpointError(
                 f"{repository} has no file {path}. Files with weights in that folder: "
-                f"{_first(there) or 'none'}. Check the name and the folder"
+                f"{_first(others) or 'none'}. Check the name and the folder",
+                parameter="name",
             )
         return wanted
 
@@ -349,13 +360,14 @@ def _fetched(text: str, *, is_path: bool, revision: str | None, **options: Any) 
         return Checkpoint.open(repository, revision=revision, **options).choose_file(folder, choose)
     except CheckpointError as error:
         raise type(error)(
-            f"{text} is no file on this machine (relative paths start at {Path.cwd()}), nor does it come "
-            f"from the hub: {error}"
+            f"{text} is not a file on this machine (relative paths start at {Path.cwd()}), and the hub does "
+            f"not provide it: {error}",
+            parameter="name",
         ) from error
 
 
 def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a name ends so, what an address may carry behind a question mark left aside."""
+    """Return whether a name has one of the endings; the query of an address does not count."""
     return name.split("?")[0].lower().endswith(suffixes)
 
 

@@ -1,4 +1,4 @@
-"""Textual inversion files: words that were learned, each as one or several vectors of a text encoder."""
+"""Textual inversion files: learned words, each stored as one or several vectors of a text encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.contents import describe
 from retouch.errors import CheckpointError
 
 _PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -17,9 +17,9 @@ _PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned word: the token that the file gives it, and its vectors for each text encoder.
+    """A learned word: its token in the file, and its vectors for each text encoder.
 
-    Most files do not say for which encoder they are: then there is one entry, named "".
+    Most files do not name their encoder; they have one entry, named "".
     """
 
     token: str | None
@@ -27,13 +27,13 @@ class Learned:
 
 
 def learned_from(content: Any, source: str) -> Learned:
-    """What a file, or what was read from one, teaches."""
+    """Return the learned word from the contents of a file."""
     token: Any = None
     found: dict[str, Any] = {}
     if isinstance(content, Tensor):
         found = {"": content}
     elif isinstance(content, Mapping):
-        if "string_to_param" in content:  # the program of the web UI, pickled; "*" was the word in training
+        if "string_to_param" in content:  # a pickled file of the web UI; "*" was the word in training
             params = content["string_to_param"]
             found = {"": params.get("*", next(iter(params.values()), None))}
             token = content.get("name")
@@ -41,7 +41,7 @@ def learned_from(content: Any, source: str) -> Learned:
             found = {encoder: content[key] for key, encoder in _PAIR.items()}
         elif len(content) == 1:
             (token,), found = content, {"": next(iter(content.values()))}
-            if token in ("emb_params", *_PAIR, ""):  # no token but a name for the contents
+            if token in ("emb_params", *_PAIR, ""):  # a name for the contents, not a token
                 found = {_PAIR.get(token, ""): found[""]}
                 token = None
     vectors = {}
@@ -51,9 +51,9 @@ def learned_from(content: Any, source: str) -> Learned:
         vectors[encoder] = value.detach().reshape(-1, value.shape[-1])
     if not found or len(vectors) < len(found) or not isinstance(token, str | None):
         names = [str(name) for name in content] if isinstance(content, Mapping) else []
-        noun, advice = what_it_is(names) if names else (f"a {type(content).__name__}", "Check the file")
+        noun, advice = describe(names) if names else (f"a {type(content).__name__}", "Check the file")
         raise CheckpointError(
-            f"{source} is no textual inversion; it looks like {noun}. Accepted are one tensor of vectors "
+            f"{source} is not a textual inversion; it looks like {noun}. Accepted are one tensor of vectors "
             f"under its token, the web UI's files (string_to_param, emb_params), SDXL's pair (clip_l, "
             f"clip_g), or a tensor. {advice}."
         )

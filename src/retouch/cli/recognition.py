@@ -131,13 +131,13 @@ def command_for(settings: Mapping[str, Any]) -> str:
 
 def of_weights(path: Path, *, pickled: bool = False) -> Facts:
     """One file of tensors, told from their names and shapes."""
-    from retouch.checkpoints.contents import what_it_is
+    from retouch.checkpoints.contents import describe
     from retouch.checkpoints.original_kinds import KINDS
     from retouch.checkpoints.original_layout import PLACES
     from retouch.checkpoints.single_file import SingleFile
 
     file = SingleFile.open(path, use_safetensors=False if pickled else None)
-    noun, advice = what_it_is(file.shapes)
+    noun, advice = describe(file.shapes)
     facts: Facts = {
         "kind": "weights",
         "what": noun,
