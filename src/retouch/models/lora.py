@@ -207,7 +207,3 @@ def enable(model: nn.Module, is_enabled: bool) -> None:
     for layer in adapted(model):
         layer.is_enabled = is_enabled
         layer.arrange()
-
-
-def rescaled(model, scale):
-    return model
