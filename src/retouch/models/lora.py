@@ -7,35 +7,18 @@ loaded as without them. Models of transformers, whose layers are torch's too, ar
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retouch.checkpoints.lora import Update
+from retouch.models.replacement import with_replaced
 
-
-class _Call(threading.local):
-    scale = 1.0  # a thread that sets nothing
-
-
-_call = _Call()
-
-
-@contextmanager
-def scaled(scale: float | None) -> Iterator[None]:
-    """All updates count `scale` times as much, for what this thread runs inside. None changes nothing."""
-    before = _call.scale
-    if scale is not None:
-        _call.scale = scale
-    try:
-        yield
-    finally:
-        _call.scale = before
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Adapted:
@@ -95,21 +78,21 @@ class _Adapted:
 class LoRALinear(_Adapted, nn.Linear):
     """A linear layer and its updates."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         y = super().forward(x)
         if self.lora_down is None or self.lora_up is None:
             return y
-        return y + _call.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
+        return y + scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
 
 
 class LoRAConv2d(_Adapted, nn.Conv2d):
     """A convolution and its updates: one like it to few channels, and a 1x1 one from there."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         y = super().forward(x)
         if self.lora_down is None or self.lora_up is None:
             return y
-        return y + _call.scale * F.conv2d(self._conv_forward(x, self.lora_down, None), self.lora_up)
+        return y + scale * F.conv2d(self._conv_forward(x, self.lora_down, None), self.lora_up)
 
 
 # Class of a layer without updates -> class of the same layer with updates.
@@ -207,3 +190,47 @@ def enable(model: nn.Module, is_enabled: bool) -> None:
     for layer in adapted(model):
         layer.is_enabled = is_enabled
         layer.arrange()
+
+
+class Rescaled(nn.Module):
+    """A layer whose updates count `scale` times as much; everything else is the layer's own."""
+
+    def __init__(self, layer: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, scale
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        # Adapters may be removed, and with them the layer's updates, while a copy of the model is in use.
+        has_updates = isinstance(self.layer, _Adapted | Rescaled)
+        return self.layer(x, scale * self.scale) if has_updates else self.layer(x)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+def rescaled(model: Model, scale: float | None) -> Model:
+    """Return a copy of a model whose adapters count `scale` times as much. The model itself does not change.
+
+    The copy shares all layers, parameters and buffers, and has the hooks that the model has now. If there is
+    nothing to rescale, it is the model itself. The copy of a compiled model is not compiled.
+    """
+    if scale is None or scale == 1 or not adapted(model):
+        return model
+    plain: Any = getattr(model, "_orig_mod", model)
+    _install_capturing_hooks(plain)
+    return with_replaced(plain, lambda layer: Rescaled(layer, scale) if isinstance(layer, _Adapted) else None)
+
+
+def _install_capturing_hooks(model: nn.Module) -> None:
+    """Let transformers install the hooks that collect hidden states now, if it has not done so yet.
+
+    It installs them at the first call that needs them. A copy that is made in the middle of that, by another
+    thread, would have some of them and get them again.
+    """
+    capturing: Any = sys.modules.get("transformers.utils.output_capturing")
+    install = getattr(capturing, "maybe_install_capturing_hooks", None)
+    if install is not None and hasattr(model, "_can_record_outputs"):
+        install(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 from closeness import assert_close
 from lora_files import Side, merged, sides
+from optimized_layers import packed_layers
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from retouch.checkpoints.lora import Update
+from retouch.kernels import optimize, restore
+from retouch.kernels.cpu import onednn
 from retouch.models import lora
 from retouch.pipelines.placement import SequentialOffload
 
@@ -159,16 +164,129 @@ def test_moved_one_layer_at_a_time(net: Net, x: Tensor) -> None:
     assert torch.equal(net(x), expected)
 
 
-def test_the_scale_of_a_call(net: Net, x: Tensor) -> None:
+def test_a_rescaled_copy(net: Net, x: Tensor) -> None:
     attach(net, "a", updates())
-    whole = net(x)
-    with lora.scaled(0.5), lora.scaled(None):
-        assert_close(net(x), lambda: output(net, merged(net, updates(), 0.5), x))
-        with lora.scaled(0.0):
-            assert_close(net(x), lambda: output(net, net.state_dict(), x))
-    with pytest.raises(ZeroDivisionError), lora.scaled(3.0):
-        raise ZeroDivisionError
+    whole, attributes = net(x), [sorted(vars(layer)) for layer in net.modules()]
+    half = lora.rescaled(net, 0.5)
+    assert_close(half(x), lambda: output(net, merged(net, updates(), 0.5), x))
+    assert_close(lora.rescaled(net, 0.0)(x), lambda: output(net, net.state_dict(), x))
+    assert_close(lora.rescaled(half, -4.0)(x), lambda: output(net, merged(net, updates(), -2.0), x))
     assert torch.equal(net(x), whole)
+    assert [sorted(vars(layer)) for layer in net.modules()] == attributes
+    assert {id(part) for part in half.parameters()} == {id(part) for part in net.parameters()}
+    assert half.linear.weight is net.linear.weight and half.linear.out_features == 3
+
+
+def test_nothing_to_rescale(net: Net) -> None:
+    assert lora.rescaled(net, 0.5) is net
+    attach(net, "a", updates())
+    assert lora.rescaled(net, 1.0) is net and lora.rescaled(net, None) is net
+    lora.detach(net)
+    assert lora.rescaled(net, 0.5) is net
+
+
+def test_a_copy_follows_changes_of_the_adapters(net: Net, x: Tensor) -> None:
+    plain = net(x)
+    attach(net, "a", updates())
+    half = lora.rescaled(net, 0.5)
+    lora.use(net, {"a": 3.0})
+    torch.testing.assert_close(half(x), output(net, merged(net, updates(), 1.5), x))
+    lora.detach(net)
+    assert torch.equal(half(x), plain)
+
+
+def test_threads_with_different_scales(x: Tensor) -> None:
+    """Each gets what it would get alone, plain and optimized."""
+    net = nn.Sequential(Net(), nn.Linear(3, 40), nn.Linear(40, 20)).eval()
+    attach(net, "a", {f"0.{name}": side for name, side in updates().items()})
+    for change in (restore, optimize):
+        change(net)
+        scales = [0.0, 0.25, 1.0, -3.0]
+        with torch.no_grad():
+            alone = [lora.rescaled(net, scale)(x) for scale in scales]
+        assert len({tuple(result.flatten().tolist()) for result in alone}) == len(scales)
+        wrong: list[float] = []
+
+        def work(scale: float, wanted: Tensor, wrong: list[float] = wrong) -> None:
+            with torch.no_grad():
+                for _ in range(30):
+                    if not torch.equal(lora.rescaled(net, scale)(x), wanted):
+                        wrong.append(scale)
+
+        threads = [threading.Thread(target=work, args=pair) for pair in zip(scales, alone, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+
+@pytest.mark.skipif(not onednn.is_available(), reason="torch has no oneDNN for this processor")
+def test_a_copy_of_an_optimized_model_shares_the_packed_weights(x: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Flatten(2), nn.Linear(20, 7)).eval()
+    wanted = copy.deepcopy(net)
+    attach(net, "a", dict(sides(SimpleNamespace(unet=net))["unet"]))
+    attach(wanted, "a", dict(sides(SimpleNamespace(unet=net))["unet"]))
+    optimize(net)
+    with torch.no_grad():
+        net(x)
+        packed = [vars(layer)["_packed"] for layer in (net[1], net[3])]
+        assert all(packed)
+        torch.testing.assert_close(lora.rescaled(net, 0.5)(x), lora.rescaled(wanted, 0.5)(x))
+        assert all(vars(layer)["_packed"] is own for layer, own in zip((net[1], net[3]), packed, strict=True))
+    net.state_dict()  # which unpacks
+    with torch.no_grad():
+        lora.rescaled(net, 0.5)(x)
+    assert packed_layers(net) == ["1", "3"], "the copy packs for the model"
+
+
+def test_hooks_of_the_model_run_in_a_copy(net: Net, x: Tensor) -> None:
+    attach(net, "a", updates())
+    calls: list[str] = []
+    net.register_forward_hook(lambda *_: calls.append("net"))
+    net.point.register_forward_pre_hook(lambda *_: calls.append("layer"))
+    half = lora.rescaled(net, 0.5)
+    half.register_forward_hook(lambda *_: calls.append("copy"))
+    half(x)
+    assert calls == ["layer", "net", "copy"]
+    calls.clear()
+    net(x)
+    assert calls == ["layer", "net"]
+
+
+def test_a_copy_moved_one_layer_at_a_time(net: Net, x: Tensor) -> None:
+    attach(net, "a", updates())
+    expected = lora.rescaled(net, 0.5)(x)
+    accelerator: Any = torch.float64
+    placement = SequentialOffload(SimpleNamespace(unet=net), accelerator)
+    with placement.using("unet") as unet:
+        torch.testing.assert_close(lora.rescaled(unet, 0.5)(x.double()).float(), expected)
+    assert torch.equal(lora.rescaled(net, 0.5)(x), expected)
+    assert all(tensor.dtype == torch.float32 for tensor in (*net.parameters(), *net.buffers()))
+
+
+TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["copied first", "called first"])
+def test_a_text_encoder_of_transformers(is_first: bool) -> None:
+    """It collects hidden states by hooks of its own, which must be there once in the model and in a copy."""
+    torch.manual_seed(0)
+    model = CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=50)).eval()
+    given = {"input_ids": torch.randint(3, 48, (2, 9)), "output_hidden_states": True}
+    side = dict(sides(SimpleNamespace(text_encoder=model))["text_encoder"])
+    # One layer is left without updates, so a copy could share more of it.
+    attach(model, "a", {name: part for name, part in side.items() if ".layers.1." not in name})
+    with torch.no_grad():
+        whole = None if is_first else model(**given)
+        half = lora.rescaled(model, 0.5)(**given)
+        again = model(**given)
+        lora.use(model, {"a": 0.5})
+        wanted = model(**given)
+    assert len(half.hidden_states) == len(again.hidden_states) == 4
+    torch.testing.assert_close(half.hidden_states, wanted.hidden_states)
+    assert not torch.allclose(half.last_hidden_state, again.last_hidden_state, atol=1e-3)
+    assert whole is None or torch.equal(whole.last_hidden_state, again.last_hidden_state)
 
 
 def test_a_compiled_model_notices(net: Net, x: Tensor) -> None:
@@ -176,9 +294,9 @@ def test_a_compiled_model_notices(net: Net, x: Tensor) -> None:
     compiled = torch.compile(net, backend="eager", fullgraph=True)
 
     def check() -> None:
-        for scale in (1.0, 0.5, 0.25, 0.0):
-            with lora.scaled(scale):
-                assert torch.equal(compiled(x), net(x))
+        assert torch.equal(compiled(x), net(x))
+        for scale in (0.5, 0.0):
+            assert torch.equal(lora.rescaled(compiled, scale)(x), lora.rescaled(net, scale)(x))
 
     with torch.no_grad():
         check()

@@ -7,7 +7,6 @@ missing or have changed, `is_available` is False.
 
 from __future__ import annotations
 
-import copy
 import functools
 import platform
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from retouch.kernels.cpu import layers as optimized
 from retouch.models import lora
 from retouch.models.ip_adapter import ImagePromptAttention
 from retouch.models.layers import Upsample2D
+from retouch.models.replacement import with_replaced
 from retouch.models.unet import UNet2DConditionModel
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -85,14 +85,10 @@ def int8_refusal(model: Any) -> str | None:
 
 def int8_copy(model: Model) -> Model:
     """Return a copy of a model that multiplies in 8 bits where that is faster. Other layers are shared."""
-    shallow = copy.copy(model)
-    shallow.__dict__["_modules"] = {
-        name: None if part is None else _converted(part) for name, part in model._modules.items()
-    }
-    return shallow
+    return with_replaced(model, _converted)
 
 
-def _converted(layer: Any) -> nn.Module:
+def _converted(layer: Any) -> nn.Module | None:
     if isinstance(layer, Upsample2D):
         return layer  # its optimized version saves more, by fewer products
     # Of exactly these classes: others have something added to them, such as a LoRA adapter.
@@ -103,7 +99,7 @@ def _converted(layer: Any) -> nn.Module:
         height, width = layer.kernel_size
         is_wide = layer.in_channels >= 16 and layer.out_channels * height * width >= _MIN_PRODUCTS
         return Int8Conv2d(layer) if is_simple and is_wide else layer
-    return int8_copy(layer) if layer._modules else layer
+    return None
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, float]:
