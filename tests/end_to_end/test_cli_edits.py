@@ -242,13 +242,13 @@ def test_bad_files_are_one_line(pixels: np.ndarray, no_model: None, name: str, r
 
 
 BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
-    "missing photo": (["nothere.png", "mask.png"], "nothere.png"),
+    "missing photo": (["nothere.png", "mask.png"], "PHOTO: 'nothere.png'"),
     "folder as photo": ([".", "mask.png"], "is a folder"),
-    "missing mask": (["photo.png", "nothere.png"], "nothere.png"),
+    "missing mask": (["photo.png", "nothere.png"], "MASK: 'nothere.png'"),
     "url that fails": (["http://127.0.0.1:9/photo.png", "mask.png"], "could not be downloaded"),
-    "mask of another size": (["photo.png", "small.png"], "--fit-mask"),
+    "mask of another size": (["photo.png", "small.png"], "MASK: The mask is 8x8 but the photo is 80x64"),
     "black mask": (["photo.png", "black.png"], "empty"),
-    "white mask": (["photo.png", "white.png"], "--invert"),
+    "white mask": (["photo.png", "white.png"], "invert"),
     "ambiguous mask": (["photo.png", "cutout.png"], "--mask-mode"),
     "box outside": (["photo.png", "300,300,400,400"], "empty"),
     "box the wrong way round": (["photo.png", "50,50,10,10"], "80x64"),
@@ -257,8 +257,11 @@ BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
     "no ending": (["photo.png", "mask.png", "-o", "out"], ".png"),
     "unknown ending": (["photo.png", "mask.png", "-o", "out.xyz"], ".png"),
     "text as animation": (["photo.png", "mask.png", "--gif", "out.txt"], ".gif"),
-    "quality of a PNG": (["photo.png", "mask.png", "-o", "out.png", "--quality", "80"], "--quality 80"),
-    "strength": (["photo.png", "mask.png", "--strength", "1.5"], "--strength 1.5"),
+    "quality of a PNG": (
+        ["photo.png", "mask.png", "-o", "out.png", "--quality", "80"],
+        "--quality: quality=80",
+    ),
+    "strength": (["photo.png", "mask.png", "--strength", "1.5"], "--strength: strength=1.5"),
     "size": (["photo.png", "mask.png", "--size", "3"], "--size"),
     "seed": (["photo.png", "mask.png", "--seed", "-4"], "--seed"),
     "context": (["photo.png", "mask.png", "--context", "wide"], "--context"),

@@ -109,7 +109,7 @@ def test_progress_and_ctrl_c_in_a_terminal(tmp_path: Path, tiny_sd_inpaint: Path
     command = [sys.executable, "-m", "retouch.cli", *map(str, words), "--size", "256", "--steps", "900"]
     shown, code = in_terminal(command, tmp_path, until=(b"\x1b_Ga=T", b"/900"))
     assert code == 130
-    assert b"painting" in shown and b"left" in shown and shown.rstrip().endswith(b"not left behind")
+    assert b"painting" in shown and b"left" in shown and shown.rstrip().endswith(b"are removed")
     assert sorted(os.listdir(tmp_path)) == ["mask.png", "photo.png"]
     assert read(tmp_path / "photo.png").shape == (64, 80, 3)
 

@@ -117,7 +117,8 @@ def choose_weights(
         raise CheckpointError(
             f"{where} holds only pickled weights ({pickled[0].parts[0]}), which can run code when they are "
             f"read carelessly. Safetensors are accepted; convert the checkpoint, or pass "
-            f"use_safetensors=False if you trust where it comes from."
+            f"use_safetensors=False if you trust where it comes from.",
+            parameter="use_safetensors",
         )
     raise CheckpointError(
         f"{where} holds no weights. Accepted: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, whole or in "

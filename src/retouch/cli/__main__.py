@@ -1,4 +1,4 @@
-"""`python -m retouch.cli` is `retouch`."""
+"""`python -m retouch.cli` runs `retouch`."""
 
 from __future__ import annotations
 

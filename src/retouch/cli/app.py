@@ -1,4 +1,4 @@
-"""The commands under one name, and the entry point."""
+"""All commands in one application, and its entry point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retouch.cli.say import complain
 
 
 class Commands(TyperGroup):
-    """The list of commands, in plain text: importing rich takes longer than all the rest of it."""
+    """The list of commands, in plain text: importing rich takes longer than everything else in it."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "rich_markup_mode": None})
@@ -24,7 +24,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="retouch",
     cls=Commands,
-    help="Repaint a part of a photo; all the rest stays as it is, to the byte.",
+    help="Repaint a part of a photo; everything else stays the same, byte for byte.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -43,10 +43,10 @@ def _show_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_show_version),
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """Repaint a part of a photo; all the rest stays as it is, to the byte."""
+    """Repaint a part of a photo; everything else stays the same, byte for byte."""
 
 
 command(app)(verbs.inpaint)
@@ -60,9 +60,9 @@ command(app)(doctor.doctor)
 
 
 def main() -> None:
-    """What the console script runs."""
+    """Run the application; the console script calls this."""
     try:
         app()
-    except KeyboardInterrupt:  # outside of a command: while it is being imported, say
+    except KeyboardInterrupt:  # outside of a command, for example while modules are imported
         complain("stopped")
         sys.exit(STOPPED)

@@ -1,23 +1,23 @@
-"""What every command has in common: options in groups, exit codes, and errors in one line.
+"""The frame around every command: options in groups, exit codes, and errors in one line.
 
-A command is a function whose parameters are arguments, options, or dataclasses of options. The library's
-messages speak of keywords; here they are put in the words of the command line.
+A command is a function whose parameters are arguments, options, or dataclasses of options. An error of the
+library names the parameter that it concerns; the line shows the flag of the command that stands for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from retouch.cli.options import KEYWORDS
 from retouch.cli.say import answer, complain, one_line
 from retouch.errors import RetouchError
 
@@ -29,7 +29,7 @@ Function = Callable[..., None]
 
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[Function], Function]:
-    """Make a function a command; its `--json` decides how errors are told."""
+    """Make a function a command; with its `--json`, errors are printed as JSON too."""
 
     def register(function: Function) -> Function:
         app.command(name)(guarded(function))
@@ -39,6 +39,7 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Function], F
 
 
 def guarded(function: Function) -> Function:
+    """Return a function for Typer that takes the options one by one and reports what goes wrong."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
@@ -52,13 +53,14 @@ def guarded(function: Function) -> Function:
     parameters.append(
         inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
     )
+    flags = _flags(parameters)
 
     def run(**given: Any) -> None:
         debug = given.pop("debug")
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         as_json = any(getattr(value, "json", False) for value in given.values()) or given.get("json", False)
-        with reported(debug=debug, as_json=as_json):
+        with _reported(debug=debug, as_json=as_json, flags=flags):
             function(**given)
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
@@ -77,23 +79,37 @@ def _parameters_of(group: Any) -> list[inspect.Parameter]:
     ]
 
 
+def _flags(parameters: Sequence[inspect.Parameter]) -> dict[str, str]:
+    """Return how each parameter of the library is written in a command: "--steps", or "MASK"."""
+    flags = {}
+    for parameter in parameters:
+        (described,) = getattr(parameter.annotation, "__metadata__", (None,))[:1]
+        names = [name for name in getattr(described, "param_decls", None) or () if name.startswith("--")]
+        if isinstance(described, typer.models.ArgumentInfo):
+            flag = described.metavar or parameter.name.upper()
+        else:
+            flag = names[0].split("/")[0] if names else "--" + parameter.name.replace("_", "-")
+        flags[KEYWORDS.get(parameter.name, parameter.name)] = flag
+    return flags
+
+
 @contextmanager
-def reported(*, debug: bool, as_json: bool) -> Iterator[None]:
-    """Turn what goes wrong into a line on stderr and an exit code; Typer's own errors pass through."""
+def _reported(*, debug: bool, as_json: bool, flags: Mapping[str, str]) -> Iterator[None]:
+    """Turn an error into a line on stderr and an exit code; Typer's own errors pass through."""
     try:
         with _warnings_in_a_line(debug):
             yield
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit):
             raise
-        complain("stopped; what was being written is not left behind")
+        complain("stopped; files that were being written are removed")
         raise typer.Exit(STOPPED) from None
     except Exception as error:
         if _is_typers(error):
             raise
         if debug:
             traceback.print_exc()
-        message = one_line(_message(error))
+        message = one_line(_message(error, flags))
         complain(message, "error")
         if as_json:
             answer({"error": {"kind": type(error).__name__, "message": message}})
@@ -101,20 +117,21 @@ def reported(*, debug: bool, as_json: bool) -> Iterator[None]:
 
 
 def _is_typers(error: Exception) -> bool:
-    # Exit, Abort, BadParameter and their like; some releases of Typer bring click along, others use it.
+    # Exit, Abort, BadParameter and the like; some releases of Typer include click, others import it.
     return any("click" in base.__module__ or "typer" in base.__module__ for base in type(error).__mro__)
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, flags: Mapping[str, str]) -> str:
     if isinstance(error, RetouchError):
-        return in_words_of_the_command_line(str(error))
+        flag = flags.get(error.parameter or "")
+        return str(error) if flag is None else f"{flag}: {error}"
     if _ran_out_of_memory(error):
         return (
             f"Memory ran out ({one_line(error)[:120]}), with the fallbacks tried. A smaller working size "
             f"takes less. Give --size 512 or less, a smaller --context, or --device cpu."
         )
     return (
-        f"{type(error).__name__}: {error} (not foreseen: a fault in retouch, or in a file or setting that it "
+        f"{type(error).__name__}: {error} (unexpected: a fault in retouch, or in a file or setting that it "
         f"should have refused; --debug shows where)"
     )
 
@@ -131,13 +148,13 @@ def _ran_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def _warnings_in_a_line(debug: bool) -> Iterator[None]:
-    """Each warning that is meant for a person once, without file and line; with `debug` all, with both."""
-    told: set[str] = set()
+    """Show each user warning once, without file and line; with `debug` show all warnings, with both."""
+    shown: set[str] = set()
 
     def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
-        text = in_words_of_the_command_line(one_line(message))
-        if text not in told:
-            told.add(text)
+        text = one_line(message)
+        if text not in shown:
+            shown.add(text)
             complain(f"{text} ({category.__name__}, {filename}:{lineno})" if debug else text, "warning")
 
     with warnings.catch_warnings():
@@ -145,36 +162,3 @@ def _warnings_in_a_line(debug: bool) -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         yield
-
-
-# Keywords of the library whose option here is not simply the same word.
-_OPTIONS = {
-    "use_safetensors=False": "--pickled",
-    "force_download=True": "`retouch models pull --force`",
-    "negative_prompt": "--negative",
-    "guidance_scale": "--guidance",
-}
-_SAME = (
-    *("steps", "strength", "seed", "variations", "scheduler", "context", "size", "feather", "join", "fill"),
-    *("mask_mode", "invert", "grow", "fit_mask", "one_pass", "model", "variant", "device", "dtype", "left"),
-    *("right", "top", "bottom", "aspect", "color", "tolerance"),
-    *("speed", "guidance_interval", "reuse_deep_features", "int8"),
-)
-_KEYWORD = re.compile(
-    rf"\b({'|'.join([*(name for name in _OPTIONS if '=' not in name), *_SAME])})="
-    r"""(True\b|"[^"]*"|'[^']*'|[\w.%+-]*\w%?)?"""
-)
-
-
-def in_words_of_the_command_line(message: str) -> str:
-    """`fit_mask=True` becomes `--fit-mask`, and so on."""
-    for keyword, option in _OPTIONS.items():
-        if "=" in keyword:
-            message = message.replace(keyword, option)
-
-    def replaced(match: re.Match[str]) -> str:
-        option = _OPTIONS.get(match[1], "--" + match[1].replace("_", "-"))
-        value = match[2] or ""
-        return option if value in ("", "True") else f"{option} {value}"
-
-    return _KEYWORD.sub(replaced, message)

@@ -1,4 +1,4 @@
-"""`retouch compare`: the same hole by several checkpoints, samplers or settings, as one labelled picture."""
+"""`retouch compare`: one photo and mask with several checkpoints, samplers or settings, as one picture."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from retouch.images.mask import Mask
     from retouch.images.photo import Photo
 
-WHAT = "What is compared"
+WHAT = "The comparison"
 
-_CROPPED = 512  # longest side of a photo that is only worked on around its hole
+_CROPPED = 512  # longest side of a photo for models that work on a crop around the mask
 
-# Settings of a call by their names here, and how a value is read.
+# Settings by their names here: the argument of a pipeline call, and the type of its values.
 _SETTINGS: dict[str, tuple[str, Any]] = {
     "steps": ("num_inference_steps", int),
     "strength": ("strength", float),
@@ -81,8 +81,8 @@ def compare(
         option(
             WHAT,
             min=64,
-            help="Longest side at which all is done; larger photos are scaled down.",
-            show_default="what the checkpoint likes",
+            help="Longest side that the photo is scaled down to.",
+            show_default="the checkpoint's",
         ),
     ] = None,
     variant: Annotated[str | None, option(MODEL, help="The kind of weights, such as fp16.")] = None,
@@ -98,7 +98,7 @@ def compare(
     open: OpenFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Compare checkpoints and settings on one hole."""
+    """Compare checkpoints and settings on one photo and mask."""
     varied = {name: values for name, values in (_parsed(text, "--vary") for text in vary or ())}
     fixed = {name: values for name, values in (_parsed(text, "--set") for text in setting or ())}
     several = [name for name, values in fixed.items() if len(values) > 1]
@@ -137,7 +137,7 @@ def compare(
 
 
 def _parsed(text: str, name: str) -> tuple[str, list[Any]]:
-    """NAME=A,B,C as the name and the values in their type."""
+    """Return NAME=A,B,C as the name and the values in their type."""
     key, equals, values = text.partition("=")
     key = key.strip()
     if not equals or key not in _SETTINGS:
@@ -150,7 +150,7 @@ def _parsed(text: str, name: str) -> tuple[str, list[Any]]:
 
 
 def _pipelines(names: list[str], samplers: list[str | None], where: Model) -> tuple[dict[str, Any], int]:
-    """Each checkpoint with each sampler by its label, and the side that the largest of them likes."""
+    """Load each checkpoint with each sampler, by label; return them with the largest of their sizes."""
     from retouch.checkpoints.profile import Profile
     from retouch.editing.loading import load_pipeline
     from retouch.editing.models import resolve
@@ -165,16 +165,16 @@ def _pipelines(names: list[str], samplers: list[str | None], where: Model) -> tu
     for name, label in zip(names, labels, strict=True):
         pipeline = load_pipeline(name, **where.loading())
         pipeline.set_progress_bar_config(disable=not is_terminal(), leave=False)
-        # What works on a crop around the hole can do with a larger photo.
+        # A model that works on a crop around the mask can take a larger photo.
         crops = Profile.of(pipeline.name_or_path).square_crops
         side = max(side, _CROPPED if crops else pipeline.default_size)
         for sampler in samplers:
-            front = pipeline
+            changed = pipeline
             if sampler is not None:
                 scheduler = scheduler_named(sampler, pipeline.scheduler)
-                front = type(pipeline).from_pipe(pipeline, scheduler=scheduler)
+                changed = type(pipeline).from_pipe(pipeline, scheduler=scheduler)
             parts = ((label, len(names)), (sampler, len(samplers)))
-            columns["\n".join(str(part) for part, count in parts if count > 1)] = front
+            columns["\n".join(str(part) for part, count in parts if count > 1)] = changed
     return columns, side
 
 

@@ -1,4 +1,4 @@
-"""`retouch doctor`: what this machine has, what retouch will use of it, and whether that works."""
+"""`retouch doctor`: show what this machine has and what retouch will use, and test whether that works."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def doctor(
         test = run_self_test(place, precision)
         report["self-test"] = {"passed": test.fault is None, "seconds": round(test.seconds, 2)}
         fault = test.fault
-    except Exception as error:  # whatever it is, the report above helps to find out why
+    except Exception as error:  # the report above helps to find the cause
         report["self-test"] = {"passed": False, "seconds": None}
         fault = f"{type(error).__name__}: {error}"
     report["self-test"] |= {"fault": fault, "with_imports": round(time.perf_counter() - begin, 2)}
@@ -142,7 +142,7 @@ def _memory(place: Any) -> Section:
 
 
 def _main_memory() -> tuple[int | None, int | None]:
-    """All of it, and what can be had of it; None where the system does not tell."""
+    """Return the main memory's size and what is free of it in bytes; None where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
@@ -172,7 +172,7 @@ def _cache() -> Section:
 
 
 def _advice(report: dict[str, Section]) -> list[str]:
-    """What could be better, as far as it shows."""
+    """Return advice on what could be better on this machine."""
     import torch
 
     found = []

@@ -1,4 +1,4 @@
-"""`retouch info`: what a file is, and the command that would make a picture of ours again."""
+"""`retouch info`: identify a file, and show the command that makes a picture of retouch again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def info(
     pickled: PickledFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Say what a checkpoint or a picture is."""
+    """Show what a checkpoint or a picture is."""
     from retouch.cli.recognition import recognised
 
     facts = recognised(file, pickled=pickled)

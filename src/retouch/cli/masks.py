@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retouch.images.mask import Mask
     from retouch.images.photo import Photo
 
-MARK, EDGE = "What to mark (several add up)", "Its edge"
+MARK, EDGE = "Marking (several add up)", "The edge"
 
 _RED = (255, 40, 40)
 
@@ -39,16 +39,16 @@ def mask(
         option(MARK, metavar="COLOUR", help='Everything of a colour, such as "#30a0ff" or red.'),
     ] = None,
     tolerance: Annotated[
-        float, option(MARK, min=0, max=255, help="How far from --color in each channel, of 255.")
+        float, option(MARK, min=0, max=255, help="Distance from --color in each channel, 0 to 255.")
     ] = 32,
-    alpha: Annotated[bool, option(MARK, "--alpha", help="What is transparent in the photo.")] = False,
+    alpha: Annotated[bool, option(MARK, "--alpha", help="The transparent part of the photo.")] = False,
     grabcut: Annotated[
         list[str] | None,
         option(MARK, metavar="X,Y,W,H", help="The object in a box drawn loosely around it (GrabCut)."),
     ] = None,
-    grow: Annotated[float, option(EDGE, help="Widen by so many pixels; narrow if negative.")] = 0,
-    feather: Annotated[float, option(EDGE, min=0, help="Fade out over so many pixels.")] = 0,
-    invert: Annotated[bool, option(EDGE, "--invert", help="Mark all the rest instead.")] = False,
+    grow: Annotated[float, option(EDGE, help="Widen by this many pixels; narrow if negative.")] = 0,
+    feather: Annotated[float, option(EDGE, min=0, help="Fade out over this many pixels.")] = 0,
+    invert: Annotated[bool, option(EDGE, "--invert", help="Mark everything else instead.")] = False,
     output: Annotated[
         Path | None, option(OUTPUT, "--output", "-o", metavar="OUT", show_default="PHOTO-mask.png, here")
     ] = None,
@@ -71,10 +71,12 @@ def mask(
     targets = [target] if preview is None else [target, preview]
     check_targets(targets, overwrite=overwrite)
 
+    from retouch.editing.options import Options
     from retouch.images import selection
     from retouch.images.mask import Mask
     from retouch.images.photo import Photo, check_holds
 
+    Options.of(grow=grow, feather=feather)
     for path in targets:
         check_holds(path, "L" if path == target else "RGB")
     opened = Photo.open(photo)

@@ -1,6 +1,6 @@
-"""`retouch models`: which checkpoints are in the cache, and fetching and removing them.
+"""`retouch models`: list the checkpoints in the cache, fetch and remove them.
 
-The cache is huggingface_hub's own, shared with every program that uses it.
+The cache is that of huggingface_hub, shared with all programs that use it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ Name = Annotated[
 def models(
     context: typer.Context,
     *,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Show what is cached for other programs, too.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show what other programs cached, too.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """List, show, pull and remove checkpoints."""
@@ -88,7 +86,7 @@ def show(
     *,
     json: JsonFlag = False,
 ) -> None:
-    """Say what a checkpoint is for, and what it knows by name if that is not everything."""
+    """Show a checkpoint's purpose, and the things that it knows by name if they are few."""
     from retouch.checkpoints.profile import Profile
     from retouch.cli.recognition import recognised
 
@@ -96,7 +94,8 @@ def show(
     if facts["kind"] != "checkpoint":
         raise InputError(
             f"{name} is {facts['what']}, no checkpoint. A short name, a folder or a hub id of one is "
-            f"accepted. `retouch info` says more of other files."
+            f"accepted. `retouch info` shows other files.",
+            parameter="name",
         )
     is_built_in = name in BUILT_IN_NAMES
     facts["cached"] = not is_built_in and "repository" in facts and "path" in facts
@@ -118,7 +117,7 @@ def show(
         if value:
             typer.echo(f"  {key:12}{value}")
     if profile.names:
-        typer.echo(f"It knows {len(profile.names)} things by name, in brackets other names of them:")
+        typer.echo(f"It knows {len(profile.names)} things by name, other names for them in brackets:")
         typer.echo(_wrapped(", ".join(_spelled(known) for known in profile.names)))
     if profile.limits:
         typer.echo("What it cannot do:")
@@ -135,15 +134,16 @@ def pull(
         str | None, typer.Option(help="The kind of weights, such as fp16; name it again to use them.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again what is in the cache.")] = False,
     pickled: PickledFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Fetch a checkpoint into the cache: just the files that it is loaded from."""
+    """Fetch a checkpoint into the cache: only the files that it is loaded from."""
     if name in BUILT_IN_NAMES:
         raise InputError(
             f"{name} comes with retouch, so there is nothing to pull. Others are pulled by a short name "
-            f"({', '.join(SHORT_NAMES)}) or a hub id."
+            f"({', '.join(SHORT_NAMES)}) or a hub id.",
+            parameter="name",
         )
     repository = str(resolve(name))
     entry = SHORT_NAMES.get(name)
@@ -182,13 +182,16 @@ def remove(
     found = next((entry for entry in cached if entry["repository"] == repository), None)
     if found is None:
         there = ", ".join(entry["repository"] for entry in cached) or "nothing"
-        raise InputError(f"{repository} is not in the cache. There is {there}. Check `retouch models --all`.")
+        raise InputError(
+            f"{repository} is not in the cache. There is {there}. Check `retouch models --all`.",
+            parameter="name",
+        )
     if not yes and not _is_confirmed(f"Remove {repository}, {megabytes(found['bytes'])}?", ask=not json):
         complain("kept")
         return
     scan = scan_cache_dir(folder)
     its = [repo for repo in scan.repos if (repo.repo_type, repo.repo_id) == ("model", repository)]
-    # Revisions are told by their commit alone, and a copy of a repository has the same commits.
+    # Revisions are identified by their commit alone, and a copy of a repository has the same commits.
     alone = dataclasses.replace(scan, repos=frozenset(its))
     plan = alone.delete_revisions(*(revision.commit_hash for repo in its for revision in repo.revisions))
     plan.execute()
@@ -213,11 +216,13 @@ def _is_confirmed(question: str, *, ask: bool) -> bool:
     except typer.Abort as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-    raise InputError(f"{question} Nobody is there to confirm it. Give --yes.") from None
+    raise InputError(
+        f"{question} There is no terminal to confirm it on. Give --yes.", parameter="yes"
+    ) from None
 
 
 def _cached() -> tuple[Path, list[dict[str, Any]]]:
-    """The cache's folder, and the models in it, the largest first."""
+    """Return the cache's folder and the models in it, the largest first."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -241,7 +246,7 @@ def _cached() -> tuple[Path, list[dict[str, Any]]]:
 
 
 def _pipeline_in(repository: Any) -> str | None:
-    """The pipeline class that a cached repository names, if it is a checkpoint."""
+    """Return the pipeline class that a cached repository names, if it is a checkpoint."""
     from retouch.cli.recognition import json_in
 
     for revision in sorted(repository.revisions, key=lambda revision: -revision.last_modified):
@@ -271,7 +276,7 @@ def _print_cached(entries: list[dict[str, Any]]) -> None:
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Aligned columns, not cut to the terminal's width: they are for `grep`, too."""
+    """Print aligned columns, not cut to the terminal's width, so that `grep` finds whole lines."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -1,6 +1,6 @@
-"""The options that several commands share, in groups, and how they become keywords of the library.
+"""The options that several commands share, in groups, and their keywords in the library.
 
-An option that is not given is not passed on: the verbs have defaults of their own, some differing by verb.
+An option that is not given is not passed on: the verbs have their own defaults, which differ in places.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ import typer
 from retouch.editing.models import MODELS
 
 PAINTING, MASK, HOLE, MODEL, OUTPUT = (
-    "What is painted",
-    "How the mask is read",
-    "The hole and what is around it",
+    "Painting",
+    "Reading the mask",
+    "The hole and its surroundings",
     "Model",
     "Output",
 )
 
-# What is the same word here and in the library is not listed.
-KEYWORDS = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+# Options whose keyword in the library has another name.
+KEYWORDS = {
+    "negative": "negative_prompt",
+    "guidance": "guidance_scale",
+    "pickled": "use_safetensors",
+    "force": "force_download",
+}
 
 PhotoArgument = Annotated[str, typer.Argument(metavar="PHOTO", help="A picture file or its URL.")]
 MaskArgument = Annotated[
@@ -46,7 +51,7 @@ def option(panel: str, *names: str, **settings: Any) -> Any:
 
 JsonFlag = Annotated[bool, option(OUTPUT, "--json", help="Print one JSON object instead of text.")]
 OverwriteFlag = Annotated[
-    bool, option(OUTPUT, "--overwrite/--no-overwrite", help="Whether a file that is there may be replaced.")
+    bool, option(OUTPUT, "--overwrite/--no-overwrite", help="Replace a file that is there.")
 ]
 OpenFlag = Annotated[bool, option(OUTPUT, "--open", help="Open the result in the picture viewer.")]
 PickledFlag = Annotated[
@@ -55,16 +60,16 @@ PickledFlag = Annotated[
 
 
 def short_names(incomplete: str) -> list[tuple[str, str]]:
-    """What completion offers for a model."""
+    """Return the short names of models that begin so, with their notes, for completion."""
     return [(name, entry.note) for name, entry in MODELS.items() if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
 class Painting:
-    """How the model paints."""
+    """Options of painting."""
 
     negative: Annotated[
-        str | None, option(PAINTING, "--negative", "-n", help="What should not be in the picture.")
+        str | None, option(PAINTING, "--negative", "-n", help="Things that should not be in the picture.")
     ] = None
     steps: Annotated[
         int | None, option(PAINTING, min=1, help="Steps that run.", show_default="30, or the checkpoint's")
@@ -81,7 +86,7 @@ class Painting:
         str | None,
         option(
             PAINTING,
-            help='As people call them: "euler a", "dpm++ 2m karras", "ddim", "lcm"...',
+            help='Such as "euler a", "dpm++ 2m karras", "ddim" or "lcm".',
             show_default="the checkpoint's own",
         ),
     ] = None
@@ -92,7 +97,7 @@ class Painting:
         ),
     ] = None
     variations: Annotated[
-        int | None, option(PAINTING, min=1, help="How many pictures.", show_default="1")
+        int | None, option(PAINTING, min=1, help="Number of pictures.", show_default="1")
     ] = None
 
     speed: Annotated[
@@ -100,7 +105,7 @@ class Painting:
         option(
             PAINTING,
             envvar="RETOUCH_SPEED",
-            help="Quicker for a somewhat other picture: sets what follows and the steps and sampler.",
+            help="Preset of steps, sampler and the options below: quicker, for a slightly different picture.",
             show_default="exact",
         ),
     ] = None
@@ -113,7 +118,7 @@ class Painting:
         option(
             PAINTING,
             metavar="LOW,HIGH",
-            help="Guide between these noise levels alone, 0 to 1.",
+            help="Guide only between these noise levels, 0 to 1.",
             show_default="always",
         ),
     ] = None
@@ -125,11 +130,11 @@ class Painting:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a mask is read."""
+    """Options of reading a mask."""
 
     mask_mode: Annotated[
         MaskMode | None,
-        option(MASK, help="What of a mask with transparency counts.", show_default="auto"),
+        option(MASK, help="Read the brightness or the alpha of a mask that has both.", show_default="auto"),
     ] = None
     invert: Annotated[bool, option(MASK, "--invert", help="The mask marks what to keep.")] = False
     fit_mask: Annotated[
@@ -139,11 +144,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Hole:
-    """What is repainted, and what of the photo the model sees."""
+    """Options of the repainted area and its surroundings."""
 
     grow: Annotated[
         float | None,
-        option(HOLE, help="Widen the hole by so many pixels.", show_default="0, erase 8"),
+        option(HOLE, help="Widen the mask by this number of pixels.", show_default="0, erase 8"),
     ] = None
     feather: Annotated[
         float | None,
@@ -159,14 +164,14 @@ class Hole:
     ] = None
     size: Annotated[
         int | None,
-        option(HOLE, help="Side that a crop is painted at.", show_default="what the checkpoint likes"),
+        option(HOLE, help="Side that a crop is painted at.", show_default="the checkpoint's"),
     ] = None
     one_pass: Annotated[
         bool | None,
         option(
             HOLE,
             "--one-pass/--two-passes",
-            help="Whether a crop much larger than that is painted again at its own size.",
+            help="Paint a crop much larger than that a second time, at its own size.",
             show_default="two, or the checkpoint's",
         ),
     ] = None
@@ -174,7 +179,7 @@ class Hole:
         Fill | None,
         option(
             HOLE,
-            help="What is put into the hole beforehand.",
+            help="Content of the hole that the model starts from.",
             show_default="original, erase telea, outpaint blur",
         ),
     ] = None
@@ -186,7 +191,7 @@ class Hole:
 
 @dataclass(frozen=True)
 class Model:
-    """Which checkpoint, and where it runs."""
+    """Options of the checkpoint and the device."""
 
     model: Annotated[
         str | None,
@@ -213,7 +218,7 @@ class Model:
     pickled: PickledFlag = False
 
     def loading(self) -> dict[str, Any]:
-        """The keywords of `retouch.load`."""
+        """Return the keywords of `retouch.load`."""
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if self.variant is not None:
             options["variant"] = self.variant
@@ -222,7 +227,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and what is said of them."""
+    """Options of the results and of what is printed."""
 
     output: Annotated[
         Path | None,
@@ -231,14 +236,14 @@ class Output:
             "--output",
             "-o",
             metavar="OUT",
-            help="The result. Of several variations: OUT-1, OUT-2...",
+            help="The result; with several variations OUT-1, OUT-2...",
             show_default="PHOTO-<command>.png, here",
         ),
     ] = None
     overwrite: OverwriteFlag = False
     quality: Annotated[
         int | None,
-        option(OUTPUT, min=1, max=100, help="Of JPEG, WebP and AVIF.", show_default="95"),
+        option(OUTPUT, min=1, max=100, help="Quality of JPEG, WebP and AVIF.", show_default="95"),
     ] = None
     gif: Annotated[
         Path | None, option(OUTPUT, metavar="FILE", help="The process as an animated GIF (or .webp).")
@@ -252,7 +257,7 @@ class Output:
 
 
 def given(*groups: Any) -> dict[str, Any]:
-    """The options that were given, as keywords of the verbs."""
+    """Return the options that were given, as keywords of the verbs."""
     keywords = {}
     for group in groups:
         for field in dataclasses.fields(group):
@@ -267,7 +272,7 @@ def given(*groups: Any) -> dict[str, Any]:
 
 
 def as_context(text: str) -> str | float:
-    """Pixels as a number; per cent, and what is neither, as it stands for the library to judge."""
+    """Return pixels as a number, and any other text unchanged for the library to check."""
     try:
         return float(text)
     except ValueError:
@@ -275,7 +280,7 @@ def as_context(text: str) -> str | float:
 
 
 def as_numbers(text: str) -> str | tuple[float, ...]:
-    """Numbers with commas between them, and what is none as it stands for the library to judge."""
+    """Return numbers with commas between them as a tuple, and other text for the library to check."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -283,6 +288,6 @@ def as_numbers(text: str) -> str | tuple[float, ...]:
 
 
 def flag_of(keyword: str) -> str:
-    """How a keyword of the verbs is spelled as an option."""
+    """Return the option that stands for a keyword of the verbs."""
     names = {value: key for key, value in KEYWORDS.items()}
     return "--" + names.get(keyword, keyword).replace("_", "-")

@@ -1,5 +1,6 @@
-"""How far an edit is: a bar with step and time left on a terminal's stderr, and the picture where it can be
-shown. Where stderr is no terminal, nothing.
+"""Progress of an edit: a bar with step and time left on stderr, and the picture in terminals that show some.
+
+Nothing is shown if stderr is no terminal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PREVIEW_EVERY = 1.0  # seconds
 
 
 class StepBar:
-    """Listens to an edit: give `update` as its `progress`."""
+    """A progress bar; give its `update` as the `progress` of an edit."""
 
     def __init__(self, *, preview: bool = True) -> None:
         self._bar: Any = None
@@ -38,7 +39,7 @@ class StepBar:
             self._bar.stop()
 
     def update(self, update: Update) -> None:
-        """One step more."""
+        """Show one more step."""
         if not is_terminal():
             return
         if self._bar is None:
@@ -66,7 +67,7 @@ class StepBar:
             self._shown = now
 
     def finish(self, image: Image.Image, box: tuple[int, int, int, int]) -> None:
-        """Show the part that was painted."""
+        """Show the painted part of the result."""
         if self._bar is not None and self._protocol is not None:
             self._show(image.crop(box))
 
@@ -85,8 +86,8 @@ class StepBar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            transient=True,  # what came of it is told afterwards
-            # A thread that redraws the bar would come between a picture's escape sequences.
+            transient=True,  # the result is printed afterwards
+            # A thread that redraws the bar would write between a picture's escape sequences.
             auto_refresh=self._protocol is None,
             # Rich would print what we write to stderr above the bar, and the picture with it.
             redirect_stderr=self._protocol is None,
@@ -97,7 +98,7 @@ class StepBar:
 
     def _show(self, picture: Image.Image) -> None:
         assert self._protocol is not None
-        # Down one line from the bar's end, up over bar and room, draw, and back.
+        # Move up from the bar's end over the bar and the room above it, draw, and return.
         self._bar.console.file.write(
             f"{SAVE_CURSOR}\x1b[{ROWS}A\r{encoded(picture, self._protocol)}{RESTORE_CURSOR}"
         )

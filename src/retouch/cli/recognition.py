@@ -1,6 +1,6 @@
-"""What a file or folder is: a picture of ours with its settings, or a checkpoint and of which family.
+"""Recognising files and folders: a picture of retouch with its settings, or a checkpoint and its family.
 
-For people to read. Nothing is loaded, and nothing is asked of the hub.
+The facts are for people to read. Nothing is loaded, and the hub is not asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from retouch.errors import CheckpointError, InputError
 
 Facts = dict[str, Any]
 
-# By the width of the text that a UNet reads.
+# By the width of the text states that a UNet reads.
 _FAMILIES = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
@@ -31,13 +31,13 @@ _PIPELINES = {
     "StableDiffusion": "Stable Diffusion",
     "Kandinsky": "Kandinsky",
 }
-# Endings that a path has and no repository's name.
+# Endings of paths, which repositories' names do not have.
 _NO_REPOSITORY = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".safetensors", ".ckpt", ".pt")
 _DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down|lora_linear_layer\.down)\.weight$")
 
 
 def recognised(name: str, *, pickled: bool = False) -> Facts:
-    """The facts of a file, a folder, or what is cached under a short name or hub id."""
+    """Return the facts of a file, a folder, or what is cached under a short name or hub id."""
     from retouch.checkpoints.single_file import names_single_file
     from retouch.editing.models import BUILT_IN_NAMES, MODELS, SHORT_NAMES
 
@@ -59,12 +59,13 @@ def recognised(name: str, *, pickled: bool = False) -> Facts:
     raise InputError(
         f"{name!r} is no file or folder here, no short name, and no hub id like 'org/name'. Accepted are "
         f"pictures, files of weights, folders of checkpoints, hub ids, and {', '.join(MODELS)}. Check "
-        f"the spelling and the working folder."
+        f"the spelling and the working folder.",
+        parameter="file",
     )
 
 
 def of_picture(path: Path) -> Facts:
-    """A picture's size and, if it is one of ours, how it was made; only its head is read."""
+    """Return a picture's size and, if retouch made it, its settings; only its head is read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -78,12 +79,13 @@ def of_picture(path: Path) -> Facts:
                 "height": picture.height,
                 "mode": picture.mode,
             }
-            # Not `picture.text`, which reads the pixels to get at what comes after them.
+            # Not `picture.text`, which reads all pixels to reach the text after them.
             text = {key: value for key, value in picture.info.items() if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} is neither a picture that can be read ({error}) nor a file of weights. Accepted are "
-            f"pictures, .safetensors files, folders of checkpoints, short names and hub ids."
+            f"pictures, .safetensors files, folders of checkpoints, short names and hub ids.",
+            parameter="file",
         ) from error
     settings = _settings_in(text)
     if settings is not None:
@@ -104,7 +106,7 @@ def _settings_in(text: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def command_for(settings: Mapping[str, Any]) -> str:
-    """The command line that would make a picture with these settings again."""
+    """Return the command line that makes a picture with these settings again."""
     verb = str(settings.get("verb"))
     words = ["retouch", verb, str(settings.get("photo", "PHOTO"))]
     if verb != "outpaint":
@@ -115,9 +117,9 @@ def command_for(settings: Mapping[str, Any]) -> str:
     if isinstance(margins, list):
         for side, margin in zip(("left", "top", "right", "bottom"), margins, strict=False):
             words += [f"--{side}", str(margin)] if margin else []
-    # One picture is made again, by its own seed.
+    # The command makes one picture, with its own seed.
     left_out = {"verb", "version", "photo", "mask", "prompt", "margins", "variations"}
-    if verb == "outpaint":  # no mask, and nothing to say of how it is read
+    if verb == "outpaint":  # it reads no mask
         left_out |= {"mask_mode", "invert", "fit_mask"}
     for key, value in settings.items():
         if key in left_out or value is None or value is False:
@@ -130,7 +132,7 @@ def command_for(settings: Mapping[str, Any]) -> str:
 
 
 def of_weights(path: Path, *, pickled: bool = False) -> Facts:
-    """One file of tensors, told from their names and shapes."""
+    """Return the facts of one file of tensors, by their names and shapes."""
     from retouch.checkpoints.contents import describe
     from retouch.checkpoints.original_kinds import KINDS
     from retouch.checkpoints.original_layout import PLACES
@@ -168,10 +170,10 @@ def of_weights(path: Path, *, pickled: bool = False) -> Facts:
 
 
 def _dtype_in(path: Path) -> Facts:
-    """The dtype of a safetensors file's largest tensor, from its header."""
+    """Return the dtype of a safetensors file's largest tensor, from its header."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return {}
-    with path.open("rb") as file:  # read as a whole before: this header is sound
+    with path.open("rb") as file:  # SingleFile has checked this header
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     entries = [entry for key, entry in header.items() if key != "__metadata__"]
     largest = max(entries, key=lambda entry: math.prod(entry["shape"]), default=None)
@@ -180,7 +182,7 @@ def _dtype_in(path: Path) -> Facts:
 
 
 def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The width of the text that a UNet, a ControlNet or a LoRA for one reads."""
+    """Return the width of the text states that a UNet, a ControlNet or a LoRA for one reads."""
     readers = [(key, shape) for key, shape in shapes.items() if re.search(r"attn2[._]to_[kv]", key)]
     for key, shape in readers:
         if key.endswith("attn2.to_k.weight") or _DOWN.search(key):
@@ -189,7 +191,7 @@ def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 
 def of_built_in(name: str) -> Facts:
-    """The checkpoint that ships, by one of its names."""
+    """Return the facts of a built-in checkpoint, by one of its names."""
     from retouch.checkpoints.locate import Checkpoint
     from retouch.checkpoints.shipped import shipped_folder
 
@@ -201,7 +203,7 @@ def of_built_in(name: str) -> Facts:
 
 
 def of_folder(folder: Path) -> Facts:
-    """A checkpoint in the Hugging Face layout, or one model of it."""
+    """Return the facts of a checkpoint in the Hugging Face layout, or of one model of it."""
     from retouch.checkpoints.listing import INDEX_NAME
     from retouch.checkpoints.locate import Checkpoint
 
@@ -216,16 +218,17 @@ def of_folder(folder: Path) -> Facts:
         facts["use"] = f"retouch.{name}.from_pretrained({str(folder)!r})"
         return facts
     lone = sorted(folder.glob("*.safetensors"))
-    if len(lone) == 1:  # a LoRA or an embedding as its training left it
+    if len(lone) == 1:  # a LoRA or an embedding in the folder of its training
         return of_weights(lone[0])
     raise CheckpointError(
         f"{folder} holds no {INDEX_NAME} and no config.json of a model. A folder that a pipeline or a model "
-        f"was saved to is expected. Check the path; folders in it may be what you mean."
+        f"was saved to is expected. Check the path; perhaps one of its folders is meant.",
+        parameter="file",
     )
 
 
 def of_cached(repository: str, name: str | None = None) -> Facts:
-    """What of a repository is in the cache; `name` is what it is called by."""
+    """Return the facts of a repository as far as it is cached; `name` is how the user called it."""
     from retouch.checkpoints.locate import Checkpoint
     from retouch.errors import OfflineError
 
@@ -278,7 +281,7 @@ def _side(folder: Path, settings: Mapping[str, Any]) -> int | None:
 
 
 def _variants(unet: Path) -> list[str]:
-    """The kinds of weights of the UNet that are there."""
+    """Return the variants of the UNet's weights that are there."""
     from retouch.checkpoints.tensors import find_weights
 
     names = os.listdir(unet) if unet.is_dir() else []

@@ -1,4 +1,4 @@
-"""What the commands say: notes to stderr, one line each, and answers to stdout."""
+"""Output of the commands: notes to stderr, one line each, and answers to stdout."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}
 
 
 def one_line(text: object) -> str:
-    """Without line breaks and control characters, which a file's name can bring in."""
+    """Return text without line breaks and control characters, which a file's name can contain."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def complain(message: object, kind: str | None = None) -> None:
-    """One line on stderr; `kind` is "error" or "warning"."""
+    """Print one line on stderr; `kind` is "error" or "warning"."""
     head = typer.style(f"{kind}:", fg=_COLOURS[kind], bold=True) + " " if kind else ""
     plain = "NO_COLOR" in os.environ or None  # None: colour if stderr is a terminal
     typer.echo(head + one_line(message), err=True, color=False if plain else None)
 
 
 def answer(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    # Not every number has a JSON form: a seam that cannot be told is NaN.
+    """Print one JSON object on stdout."""
+    # Not every number has a JSON form: the seam of a mask without an edge is NaN.
     typer.echo(json.dumps(_finite(value), ensure_ascii=False, default=str))
 
 
@@ -41,7 +41,7 @@ def _finite(value: Any) -> Any:
 
 
 def megabytes(count: float) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes in a readable unit."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while count >= 1000 and len(units) > 1:
         count /= 1000
@@ -50,5 +50,5 @@ def megabytes(count: float) -> str:
 
 
 def is_terminal() -> bool:
-    """Whether a person is looking at what is written to stderr."""
+    """Return True if stderr is a terminal, so that a person reads along."""
     return sys.stderr.isatty()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.cli.command import in_words_of_the_command_line
 from retouch.cli.files import (
     check_animation_name,
     check_quality,
@@ -32,7 +31,8 @@ from retouch.cli.options import (
     option,
 )
 from retouch.cli.say import answer, complain, megabytes
-from retouch.editing.models import DEFAULT, NOTICE
+from retouch.editing.models import DEFAULT, notice
+from retouch.errors import InputError
 
 if TYPE_CHECKING:
     from retouch.editing.editor import Editor
@@ -42,13 +42,13 @@ Verb = Callable[["Editor", Any, Any, dict[str, Any]], "Edit"]
 
 CANVAS = "The larger canvas"
 
-PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What is to be there.")]
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")]
 Left = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the left.")]
 Right = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the right.")]
 Top = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the top.")]
 Bottom = Annotated[int, option(CANVAS, min=0, help="Pixels to add at the bottom.")]
 Aspect = Annotated[
-    str | None, option(CANVAS, metavar="W:H", help='Widen or heighten to an aspect such as "16:9".')
+    str | None, option(CANVAS, metavar="W:H", help='Extend the photo to an aspect such as "16:9".')
 ]
 
 
@@ -63,7 +63,7 @@ def inpaint(
     model: Model,
     output: Output,
 ) -> None:
-    """Paint what a prompt says into the hole of a photo."""
+    """Paint what a prompt says where the mask is white."""
 
     def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.inpaint(picture, where, prompt, **options)
@@ -81,7 +81,7 @@ def erase(
     model: Model,
     output: Output,
 ) -> None:
-    """Take away what is under the mask."""
+    """Remove what is under the mask."""
 
     def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
@@ -115,15 +115,15 @@ def outpaint(
 
 
 def model_or_builtin(model: str | None) -> str:
-    """The model that was named, or the built-in one, of which a line is said."""
+    """Return the model that was named, or the built-in one with a note on stderr."""
     if model:
         return model
-    complain(in_words_of_the_command_line(NOTICE))
+    complain(notice("--model sd15-inpaint"))
     return DEFAULT
 
 
 def as_mask(text: str) -> str | tuple[float, ...]:
-    """A box where four numbers are written, else the path or URL that it is."""
+    """Return four numbers as a box, and any other text as the path or URL that it is."""
     number = r"\s*-?\d+(?:\.\d+)?\s*"
     if re.fullmatch(rf"{number}(?:,{number}){{3}}", text):
         return tuple(float(part) for part in text.split(","))
@@ -139,7 +139,7 @@ def run(
     model: Model,
     output: Output,
 ) -> None:
-    """Check, load, paint, save, tell: in this order, so that a slip costs no time."""
+    """Check, load, paint, save and report: in this order, so that a typing error costs no time."""
     targets = series(output.output or default_name(photo, verb), options.get("variations", 1))
     check_targets([*targets, *([output.gif] if output.gif else [])], overwrite=output.overwrite)
     check_animation_name(output.gif)
@@ -153,10 +153,10 @@ def run(
     editor = load(model_or_builtin(model.model), progress=False, **model.loading())
     loaded = time.perf_counter() - start
     with StepBar(preview=output.preview) as bar:
-        listening = {"progress": bar.update, "record": output.gif is not None}
-        edit = paint(editor, picture, where, options | listening)
+        watched = {"progress": bar.update, "record": output.gif is not None}
+        edit = paint(editor, picture, where, options | watched)
         bar.finish(edit.image, edit.crop)
-    named = {"photo": _called(photo)} | ({} if mask is None else {"mask": _called(mask)})
+    named = {"photo": _name_of(photo)} | ({} if mask is None else {"mask": _name_of(mask)})
     edit = dataclasses.replace(
         edit, settings={**edit.settings, **named}, timings={"load": loaded, **edit.timings}
     )
@@ -174,19 +174,14 @@ def run(
 def _inputs(
     photo: str, mask: str | None, options: dict[str, Any], model: Model, targets: list[Path]
 ) -> tuple[Any, Any]:
-    """The photo and the mask, read and checked with all else that can be before a model is loaded."""
+    """Read photo and mask, and check everything that can be checked before a model is loaded."""
     from retouch.editing.models import resolve
     from retouch.editing.options import Options
-    from retouch.editing.settings import scheduler_named
-    from retouch.images.crops import crops
     from retouch.images.files import load_image
     from retouch.images.mask import Mask
     from retouch.images.photo import Photo, check_holds
-    from retouch.schedulers import DDIMScheduler
 
     Options.of(**options)
-    if "scheduler" in options:
-        scheduler_named(options["scheduler"], DDIMScheduler())
     if model.model:
         resolve(model.model)
     picture = Photo.open(photo)
@@ -196,16 +191,17 @@ def _inputs(
         return picture, None
     where: Any = as_mask(mask)
     if isinstance(where, str):
-        where = load_image(where, lambda opened: opened)
+        try:
+            where = load_image(where, lambda opened: opened)
+        except InputError as error:
+            raise InputError(str(error), parameter="mask") from error
     reading = ("mask_mode", "invert", "grow", "fit_mask")
-    read = Mask.of_photo(where, picture.size, **{name: options[name] for name in reading if name in options})
-    if "context" in options:
-        crops(read, 512, context=options["context"])
+    Mask.of_photo(where, picture.size, **{name: options[name] for name in reading if name in options})
     return picture, where
 
 
-def _called(source: str) -> str:
-    """What a result tells of its source: a box, or a file's name, without the folders or a URL's keys."""
+def _name_of(source: str) -> str:
+    """Return the name of a source for the settings: a box, or a file's name without folders or URL keys."""
     if isinstance(as_mask(source), tuple):
         return source
     return "data.png" if source.startswith("data:") else Path(source.split("?")[0]).name
@@ -217,7 +213,7 @@ def _save_animation(recording: Any, target: Path) -> None:
 
 
 def _tell(edit: Edit, paths: list[Path], output: Output) -> None:
-    """What came of it, for people or for programs."""
+    """Report the result, for people or for programs."""
     if output.json:
         answer(
             {

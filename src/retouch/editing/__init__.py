@@ -1,1 +1,1 @@
-"""What a person asks for, on top of the pipelines."""
+"""Editing photos of any size: the verbs on top of the pipelines."""

@@ -1,8 +1,7 @@
 """The same picture and mask through several pipelines or settings, as one labelled picture and one table.
 
-Columns are what is compared (pipelines, and the settings in `vary`), rows are prompts and seeds. The table
-says of each result how long it took, how much changed inside and outside the mask, and how visible the seam
-is.
+Columns are the pipelines and the settings in `vary`, rows are prompts and seeds. The table holds for each
+result the time, the change inside and outside the mask, and the visibility of the seam.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Comparison:
 
     @property
     def table(self) -> str:
-        """The figures as a Markdown table."""
+        """Figures as a Markdown table."""
         lines = ["| | prompt | seed | seconds | change inside | change outside | seam |", "|---" * 7 + "|"]
         for result in self.results:
             figures = (
@@ -81,12 +80,12 @@ def compare(
     vary: Mapping[str, Sequence[Any]] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Inpaint the same hole in every way asked for, from the same noise.
+    """Inpaint one photo and mask with each pipeline and each setting, from the same noise.
 
     `vary={"strength": [0.6, 0.8, 1.0]}` makes a column for each value (and each combination of several);
-    `settings` go to every call. `pipelines` are loaded ones or names as the verbs take them, and may carry
-    labels: {"simple": ..., "inpainting": ...}; without any it is the model that the verbs would take. Where a
-    checkpoint says what settings it likes, those hold for what is not given.
+    `settings` go to every call. `pipelines` are loaded ones or names as the verbs take them, and may have
+    labels: {"simple": ..., "inpainting": ...}; None takes the model that the verbs would take. Settings that
+    are not given are the checkpoint's defaults, where it has some.
     """
     picture = load_image(image)
     read = mask if isinstance(mask, Mask) else Mask.read(load_image(mask), "mask")[0]
@@ -96,11 +95,12 @@ def compare(
     if not prompts or not seeds or not columns:
         raise InputError(
             "One of prompts, seeds, pipelines and the lists in vary is empty. A comparison needs at least "
-            'one of each; give prompts=[""] for an empty prompt.'
+            'one of each; give prompts=[""] for an empty prompt.',
+            parameter="prompts" if not prompts else "seeds" if not seeds else "pipelines",
         )
     rows = list(itertools.product(prompts, seeds))
     results = [
-        _one(label, pipeline, picture, read, prompt, seed, {**_liked(pipeline, read), **settings, **extra})
+        _one(label, pipeline, picture, read, prompt, seed, {**_defaults(pipeline, read), **settings, **extra})
         for prompt, seed in rows
         for label, pipeline, extra in columns
     ]
@@ -109,7 +109,7 @@ def compare(
 
 
 def _loaded(given: Any) -> Any:
-    """Pipelines in place of names."""
+    """Load the models that are given by name."""
     from retouch.editing.loading import load_pipeline
 
     if isinstance(given, Mapping):
@@ -119,16 +119,16 @@ def _loaded(given: Any) -> Any:
     return given if isinstance(given, Pipeline) else load_pipeline(given)
 
 
-def _liked(pipeline: Pipeline, mask: Mask) -> dict[str, Any]:
-    """The settings that a checkpoint says are good, in the words of a call."""
-    said = Profile.of(pipeline.name_or_path).defaults_of("inpaint")
-    words = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
-    liked = {words[name]: value for name, value in said.items() if name in words}
-    if "context" in said and not mask.is_empty:
+def _defaults(pipeline: Pipeline, mask: Mask) -> dict[str, Any]:
+    """Return a checkpoint's default settings as arguments of a pipeline call."""
+    own = Profile.of(pipeline.name_or_path).defaults_of("inpaint")
+    names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
+    defaults = {names[name]: value for name, value in own.items() if name in names}
+    if "context" in own and not mask.is_empty:
         left, top, right, bottom = mask.box
         longer = max(right - left, bottom - top)
-        liked["padding_mask_crop"] = round(context_in_pixels(said["context"], longer))
-    return liked
+        defaults["padding_mask_crop"] = round(context_in_pixels(own["context"], longer))
+    return defaults
 
 
 def _columns(pipelines: Any, vary: Mapping[str, Sequence[Any]]) -> list[tuple[str, Pipeline, dict[str, Any]]]:
@@ -185,7 +185,7 @@ def _sheet(
     rows: Sequence[str],
     results: Sequence[Result],
 ) -> Image.Image:
-    """Picture and masked picture first, then a column for each; labels above and figures below."""
+    """Draw the masked photo and a column of results for each pipeline, labels above and figures below."""
     side = 256
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -194,7 +194,7 @@ def _sheet(
     cell = (size[0] + gap, size[1] + 2 * line + gap)
     page = Image.new("RGB", (gap + cell[0] * (len(columns) + 1), head + cell[1] * len(rows)), "white")
     draw = ImageDraw.Draw(page)
-    holed = Image.composite(Image.new("RGB", image.size, "white"), image, mask.image())
+    masked = Image.composite(Image.new("RGB", image.size, "white"), image, mask.image())
 
     def write(x: int, y: int, text: str) -> None:
         for index, part in enumerate(text.split("\n")):
@@ -202,12 +202,12 @@ def _sheet(
                 part = part[:-1]
             draw.text((x, y + index * line), part, fill="black", font=font)
 
-    write(gap, gap // 2, "picture with its hole")
+    write(gap, gap // 2, "picture and mask")
     for index, label in enumerate(columns):
         write(gap + cell[0] * (index + 1), gap // 2, label)
     for row, label in enumerate(rows):
         y = head + cell[1] * row
-        page.paste(holed.resize(size), (gap, y))
+        page.paste(masked.resize(size), (gap, y))
         write(gap, y + size[1] + 1, label)
         for column in range(len(columns)):
             result = results[row * len(columns) + column]

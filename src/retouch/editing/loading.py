@@ -1,4 +1,4 @@
-"""From the name of a model to a pipeline that inpaints with it, on the best device there is."""
+"""Loading a model by its name, as an inpainting pipeline on the best device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retouch.pipelines.pipeline import Pipeline
 def load_pipeline(
     model: str | os.PathLike[str] | None = None, *, device: Any = None, dtype: Any = None, **options: Any
 ) -> Pipeline:
-    """The inpainting pipeline of a checkpoint by folder, hub repository, single file or short name.
+    """Load the inpainting pipeline of a checkpoint: a folder, hub repository, single file or short name.
 
     None takes the one that RETOUCH_MODEL names, or the built-in one.
     """

@@ -1,4 +1,4 @@
-"""What to do when memory runs out in the middle of an edit: less at once, and say so."""
+"""Fallbacks when memory runs out during an edit: try again with less at once, and warn."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Result = TypeVar("Result")
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the processor or on an accelerator."""
+    """Return True if an error says that memory ran out, on the processor or on an accelerator."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = ("out of memory", "can't allocate memory", "not enough memory")  # torch says it in several ways
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")  # all of them torch's
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in phrases)
 
 
 def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
-    """The same models, but the VAE works in tiles of at most `side` pixels; the given one is not touched."""
+    """Return a pipeline of the same models whose VAE works in tiles of at most `side` pixels."""
     name, factor = pipeline.family.autoencoder, pipeline.layout.stride
     vae = copy.copy(pipeline.part(name))  # shares the weights
-    step = 4 * factor  # so that the quarter by which tiles overlap is whole latents
+    step = 4 * factor  # tiles overlap by a quarter, which must be whole latents
     side = max(1, min(side, vae.tile_sample_min_size) // step) * step
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
@@ -35,7 +35,7 @@ def with_tiled_vae(pipeline: Pipeline, side: int) -> Pipeline:
 
 
 def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
-    """The first attempt that fits into memory. Each has a word for what it does differently."""
+    """Return the result of the first attempt that fits into memory; each comes with its description."""
     for index, (_, attempt) in enumerate(attempts):
         try:
             return attempt()
@@ -43,10 +43,10 @@ def with_fallbacks(attempts: Sequence[tuple[str, Callable[[], Result]]]) -> Resu
             if not ran_out(error) or index + 1 == len(attempts):
                 raise
             kept: Any = str(error)
-        release_memory()  # outside of `except`, which holds the failed attempt's tensors
+        release_memory()  # outside of `except`, whose error still holds the failed attempt's tensors
         warnings.warn(
             f"Memory ran out ({kept[:120]}). Trying again {attempts[index + 1][0]}; the result may differ a "
-            f"little in detail. Close other programs, or give a smaller size=, to avoid it.",
+            f"little in detail. Close other programs, or give a smaller size, to avoid it.",
             stacklevel=2,
         )
     raise AssertionError("an attempt returns or raises")

@@ -1,6 +1,6 @@
-"""Names of well-known checkpoints, with what to know before using one: the licence, the size, what it is for.
+"""Short names of well-known checkpoints, with their licence, size and purpose.
 
-A name is only looked up here; finding and fetching files is checkpoints/locate.py's.
+Names are only looked up here; checkpoints/locate.py finds and fetches files.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DEFAULT = "builtin"
 class ModelEntry:
     """A published checkpoint."""
 
-    repository: str  # of the built-in ones their name
+    repository: str  # or the name of a built-in one
     licence: str
     size_gb: float  # of its parts, in float32; a half-precision variant has half
-    note: str  # what for, and the side of the pictures that it was trained on
+    note: str  # the purpose, and the side of the pictures that it was trained on
 
 
 SHORT_NAMES: dict[str, ModelEntry] = {
@@ -74,25 +74,20 @@ SHORT_NAMES: dict[str, ModelEntry] = {
 }
 
 
-# They ship in the package: no more than a name for checkpoints/shipped.py.
+# These ship in the package; checkpoints/shipped.py knows them by the same names.
 BUILT_IN_NAMES: dict[str, ModelEntry] = {
     "builtin": ModelEntry("builtin", "Apache-2.0", 0.068, "for inpainting, 128 px; about 100 things by name"),
     "builtin-regular": ModelEntry("builtin-regular", "Apache-2.0", 0.068, "the same, regular"),
 }
 MODELS: dict[str, ModelEntry] = {**BUILT_IN_NAMES, **SHORT_NAMES}
 
-NOTICE = (
-    "No model is named, so the built-in one paints: 128 pixels, about 100 things by name (`retouch models "
-    "show builtin` lists them). For more, get a full-size one (`retouch models pull sd15-inpaint`) and give "
-    'model="sd15-inpaint".'
-)
 _noticed = False
 
 
 def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
-    """A model's name as it was given, else as RETOUCH_MODEL has it, else the built-in one's, with a notice.
+    """Return the name that was given, else the one in RETOUCH_MODEL, else the built-in model's with a notice.
 
-    The notice is logged once in a process; a name that was given, "builtin" too, brings none.
+    The notice is logged once in a process, and never for a name that was given, "builtin" included.
     """
     global _noticed
     name = name or os.environ.get("RETOUCH_MODEL")
@@ -100,27 +95,37 @@ def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
         return name
     if not _noticed:
         _noticed = True
-        logger.warning(NOTICE)
+        logger.warning(notice('model="sd15-inpaint"'))
     return DEFAULT
 
 
+def notice(choice: str) -> str:
+    """Return the notice that no model was named; `choice` is how the caller would name one."""
+    return (
+        "No model is named, so the built-in one paints: 128 pixels, about 100 things by name (`retouch models "
+        "show builtin` lists them). For more, get a full-size one (`retouch models pull sd15-inpaint`) and "
+        f"give {choice}."
+    )
+
+
 def resolve(name: str | os.PathLike[str]) -> str | Path:
-    """What a model's name stands for: a folder, file, repository or what ships; short names come first."""
+    """Return what a name stands for: a folder, a file, a repository or a built-in model."""
     if not isinstance(name, str):
         return Path(name)
     if name in MODELS:
         return MODELS[name].repository
-    # An id of the hub has one slash; a word alone is a path or a slip of the pen.
+    # An id of the hub has one slash; a single word is a path or a typing error.
     if not any(mark in name for mark in ("/", "\\", ".", "~")) and not Path(name).exists():
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"model={name!r} is no short name, and no folder or file here is called so. {hint}Accepted are "
-            f"a path, a hub id like 'org/name', or one of {', '.join(MODELS)}."
+            f"model={name!r} is no short name, and no folder or file here has that name. {hint}Accepted are "
+            f"a path, a hub id like 'org/name', or one of {', '.join(MODELS)}.",
+            parameter="model",
         )
     return name
 
 
 def short_name(repository: str) -> str | None:
-    """The short name of a repository, if it has one."""
+    """Return the short name of a repository, if it has one."""
     return next((name for name, entry in SHORT_NAMES.items() if entry.repository == repository), None)

@@ -1,4 +1,4 @@
-"""One crop of an edit: prepared for the pipeline, painted, and joined to what is around it.
+"""One crop of an edit: preparing it for the pipeline, painting it, and joining it to its surroundings.
 
 A crop that is much larger than the model's size is painted twice: coarsely as a whole, then at its own size
 in overlapping windows.
@@ -31,14 +31,14 @@ from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.progress import Recording, preview as preview_of
 
-_SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps fewer of its pixels is painted a second time
-_LARGEST = 4.0  # working sizes in the second pass; what is larger is scaled down to it
+_SHRINKS_TOO_MUCH = 1 / 1.5**2  # a crop that keeps a smaller part of its pixels is painted a second time
+_LARGEST = 4.0  # times the working size in pixels; larger crops are scaled down to it in the second pass
 _REFINE = 0.5  # strength of the second pass at most, and its share of the steps
 
 
 @dataclass(frozen=True)
 class Job:
-    """One verb on one photo: what every crop and variation of it shares."""
+    """One verb on one photo: the values that all its crops and variations share."""
 
     photo: Photo
     mask: Mask
@@ -77,12 +77,12 @@ class _Painting:
 
 
 def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float]:
-    """One crop, painted and joined, which of its pixels belong into the photo, and its seam."""
+    """Paint and join one crop; return it, the pixels of it that belong into the photo, and its seam."""
     crop, layout, options = job.crops[index], job.pipeline.layout, job.options
     with job.timed("prepare"):
         given = job.photo.pixels(crop.box)
         mask = job.mask.cropped(crop.box)
-        # By default a fiftieth of the crop, which is one latent or two.
+        # By default a fiftieth of the crop, which is one or two latents.
         feather = max(1.0, 0.02 * max(crop.size)) if options.feather is None else options.feather
         # The model paints whole latents.
         reach = feather / 2 + layout.stride * max(crop.size) / max(crop.width, crop.height)
@@ -117,7 +117,7 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
 
 
 def _painted(painting: _Painting, refine: bool) -> np.ndarray:
-    """What the pipeline makes of a crop, at the photo's resolution."""
+    """Return a crop as the pipeline paints it, at the photo's resolution."""
     job, crop, given = painting.job, painting.crop, painting.given
     options, size, own = job.options, (crop.width, crop.height), crop.size
     picture = np.asarray(Image.fromarray(given).resize(size, Image.Resampling.LANCZOS))
@@ -163,14 +163,14 @@ def _call(
     }
     with pipeline.start(**arguments, cache=painting.job.cache) as run:
         for progress in run:
-            report.tell(run, progress, steps)
-        report.end(steps)
+            report.step(run, progress, steps)
+        report.end_pass(steps)
         image: Image.Image = run.result().images[0]
     return image
 
 
 def _fine_size(own: tuple[int, int], job: Job) -> tuple[int, int]:
-    """The crop's own size in multiples of the VAE's factor, or what is left of it under the limit."""
+    """Return the crop's own size in multiples of the latents', scaled down where it is over the limit."""
     factor = job.pipeline.layout.multiple
     scale = min(1.0, (_LARGEST * job.working_size**2 / (own[0] * own[1])) ** 0.5)
     width, height = (max(factor, round(side * scale / factor) * factor) for side in own)
@@ -179,7 +179,7 @@ def _fine_size(own: tuple[int, int], job: Job) -> tuple[int, int]:
 
 @dataclass
 class _Report:
-    """Tells an edit's listener of each step, and heeds its wish to stop."""
+    """Calls the edit's `progress` function at each step, and stops the edit if that returns False."""
 
     painting: _Painting
     steps: int
@@ -188,14 +188,14 @@ class _Report:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the edit's first pass, the one to record."""
+        """True in the edit's first pass, the one to record."""
         return self.painting.index == self.painting.variation == self.before == 0
 
-    def tell(self, run: Any, progress: Any, steps: int) -> None:
-        """One evaluation more. Some methods take several for a step, or one that nobody asked for."""
+    def step(self, run: Any, progress: Any, steps: int) -> None:
+        """Report one more evaluation. Some schedulers take several for a step, or one more at the start."""
         self.evaluations += 1
-        painting, listener = self.painting, self.painting.job.options.progress
-        if listener is None:
+        painting, callback = self.painting, self.painting.job.options.progress
+        if callback is None:
             return
         done = self.before + math.ceil(self.evaluations * steps / run.num_timesteps)
 
@@ -208,9 +208,9 @@ class _Report:
         update = Update(
             done, self.steps, painting.index + 1, count, painting.variation + 1, variations, preview
         )
-        if listener(update) is False:
+        if callback(update) is False:
             raise Cancelled(f"The edit was cancelled at step {done} of {self.steps}; nothing was changed.")
 
-    def end(self, steps: int) -> None:
-        """A pass is over."""
+    def end_pass(self, steps: int) -> None:
+        """Count a finished pass."""
         self.before, self.evaluations = self.before + steps, 0

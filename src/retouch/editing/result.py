@@ -1,4 +1,4 @@
-"""What an edit gives back: the pictures, how they were made, and how well they join."""
+"""The result of an edit: the pictures, the settings that made them, and how well they join."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SHOWN = 1024  # longer side of a notebook's picture
 
 @dataclass(frozen=True)
 class Edit:
-    """The result of a verb. `settings` holds all that is needed to do it again."""
+    """The result of a verb. `settings` holds everything that is needed to repeat it."""
 
     images: Sequence[Image.Image]  # one for each variation, in the photo's own mode and size
     seeds: Sequence[int]
     seams: Sequence[float]  # 1 is none; see retouch.images.seam
-    mask: Image.Image  # what was repainted, white on black
+    mask: Image.Image  # white where the photo was repainted
     crops: Sequence[Crop]
     coverage: float  # part of the photo that was repainted, 0 to 1
     settings: Mapping[str, Any]
@@ -46,12 +46,12 @@ class Edit:
 
     @property
     def seam(self) -> float:
-        """How visible the first variation's edge is; 1 is not at all."""
+        """Visibility of the first variation's edge; 1 is not at all."""
         return self.seams[0]
 
     @property
     def crop(self) -> tuple[int, int, int, int]:
-        """The part of the photo that the model saw: left, top, right, bottom of the first crop."""
+        """Part of the photo that the model saw: left, top, right, bottom of the first crop."""
         return self.crops[0].box
 
     def __repr__(self) -> str:
@@ -72,12 +72,12 @@ class Edit:
     def save(self, path: str | os.PathLike[str], index: int = 0, *, quality: int | None = None) -> Path:
         """Write a variation with the photo's metadata and, in a PNG's text, the settings.
 
-        `quality`: of a JPEG, WebP or AVIF, 1 to 100.
+        `quality` is that of a JPEG, WebP or AVIF, 1 to 100.
         """
         return self.photo.save(self.images[index], path, text=self.text(index), quality=quality)
 
     def text(self, index: int = 0) -> dict[str, str]:
-        """The settings as other programs read them from a PNG ("parameters"), and as JSON ("retouch")."""
+        """Return the settings as other programs read them in PNGs ("parameters"), and as JSON ("retouch")."""
         settings = {**self.settings, "seed": self.seeds[index]}
         size = f"{self.crops[0].width}x{self.crops[0].height}" if self.crops else ""
         pairs = {

@@ -1,4 +1,4 @@
-"""The words people use for how to sample, in the terms of schedulers and schedules."""
+"""The sampler names that people use, as schedulers; and steps and strength as the length of a schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retouch.schedulers import by_name
 
 _MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 _LATENT = {"clip_sample": False}  # some checkpoints' files leave it out, and the default is for pixels
-# What tells a sampler from others of its class is set in all of them: a checkpoint may come with either.
+# Settings that distinguish samplers of one class are set in each: a checkpoint may come with any value.
 _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", _LATENT),
     "ddpm": ("DDPMScheduler", _LATENT),
@@ -35,9 +35,9 @@ _TAKE_KARRAS = (
     *("euler", "heun", "lms", "dpm2", "dpm2 a", "unipc"),
     *("dpm++ 2m", "dpm++ 2m sde", "dpm++ 3m", "dpm++ 2s"),
 )
-# Few steps had better begin at pure noise, which is not what every checkpoint's file says.
+# With few steps it helps to begin at pure noise, which not every checkpoint's file says.
 _TAKE_TRAILING = ("ddim", "euler", "dpm++ 2m", "unipc")
-# Other programs' words, after "_" has become a space, "k_" is gone and "dpmpp" is "dpm++".
+# Spellings of other programs, after "_" has become a space, "k_" is gone and "dpmpp" is "dpm++".
 _SPELLINGS = {
     "euler ancestral": "euler a",
     "dpm 2": "dpm2",
@@ -49,13 +49,19 @@ _SPELLINGS = {
 
 
 def sampler_names() -> list[str]:
-    """All names that `scheduler_named` takes."""
+    """Return all names that `scheduler_named` takes."""
     variants = [f"{name} karras" for name in _TAKE_KARRAS] + [f"{name} trailing" for name in _TAKE_TRAILING]
     return [*_SAMPLERS, *variants]
 
 
 def scheduler_named(name: str, current: Any) -> Any:
-    """The scheduler that people call so, with the settings of the checkpoint's own."""
+    """Return the scheduler of this name, with the settings of the checkpoint's own."""
+    class_name, changes = sampler_of(name)
+    return by_name(class_name).from_config(current.config, **changes)
+
+
+def sampler_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the class of a sampler's scheduler and the settings that make it this sampler."""
     words = " ".join(name.lower().replace("_", " ").replace("dpmpp", "dpm++").split()).removeprefix("k ")
     is_karras, is_trailing = words.endswith(" karras"), words.endswith(" trailing")
     plain = words.removesuffix(" karras").removesuffix(" trailing")
@@ -64,21 +70,20 @@ def scheduler_named(name: str, current: Any) -> Any:
     if plain not in _SAMPLERS or not takes:
         near = difflib.get_close_matches(words, sampler_names(), n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"scheduler={name!r} is unknown. {hint}Known: {', '.join(sampler_names())}.")
+        raise InputError(
+            f"scheduler={name!r} is unknown. {hint}Known: {', '.join(sampler_names())}.",
+            parameter="scheduler",
+        )
     class_name, changes = _SAMPLERS[plain]
     if plain in _TAKE_KARRAS:
         changes = {**changes, "use_karras_sigmas": is_karras}
     if is_trailing:
         changes = {**changes, "timestep_spacing": "trailing"}
-    return by_name(class_name).from_config(current.config, **changes)
+    return class_name, changes
 
 
 def scheduled_steps(steps: int, strength: float) -> int:
-    """The length of a schedule of which `strength` leaves exactly `steps` to run."""
-    if steps < 1:
-        raise InputError(f"steps={steps} leaves nothing to run; give 1 or more.")
-    if not 0 < strength <= 1:
-        raise InputError(f"strength={strength} is outside 0 to 1 (0 excluded); 1 repaints from noise.")
+    """Return the length of a schedule from which `strength` leaves exactly `steps` to run."""
     length = max(steps, math.floor(steps / strength))
     while int(length * strength) < steps:
         length += 1

@@ -1,4 +1,4 @@
-"""The one-liners: an edit without a thought for loading. The last model used stays loaded."""
+"""The verbs as plain functions, which load the model themselves. The last model used stays loaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _kept: tuple[Any, Editor] | None = None
 
 
 def inpaint(photo: Any, mask: Any, prompt: str = "", *, model: Any = None, **options: Any) -> Edit:
-    """Paint `prompt` into the hole of a photo; everything else stays as it is, to the byte."""
+    """Paint `prompt` where the mask is white; everything else in the photo stays the same byte."""
     return _editor(model, options).inpaint(photo, mask, prompt, **options)
 
 
 def erase(photo: Any, mask: Any, *, model: Any = None, **options: Any) -> Edit:
-    """Take away what is under the mask."""
+    """Remove what is under the mask."""
     return _editor(model, options).erase(photo, mask, **options)
 
 
@@ -29,7 +29,7 @@ def outpaint(photo: Any, prompt: str = "", *, model: Any = None, **options: Any)
 
 
 def _editor(model: Any, options: dict[str, Any]) -> Editor:
-    """The editor of a model, loaded once; `device` and `dtype` are taken out of the options."""
+    """Return the editor of a model, loaded once; `device` and `dtype` are taken out of the options."""
     global _kept
     if isinstance(model, Editor):
         return model
@@ -38,6 +38,6 @@ def _editor(model: Any, options: dict[str, Any]) -> Editor:
     key = (str(name), tuple(sorted((key, str(value)) for key, value in loading.items())))
     with _lock:
         if _kept is None or _kept[0] != key:
-            _kept = None  # free the old one before the new one comes
+            _kept = None  # free the old model before the new one is loaded
             _kept = key, load(name, **loading)
         return _kept[1]

@@ -16,8 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from retouch.adapters.controlnet import ControlNetUse
-from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.ignored import is_ignored
+from retouch.checkpoints.locate import Checkpoint
 from retouch.devices import available_devices, resolve_device, resolve_dtype
 from retouch.errors import InputError
 from retouch.families.family import Family

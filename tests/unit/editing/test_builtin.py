@@ -43,7 +43,7 @@ def test_nothing_named_means_built_in_and_is_said_once(
     assert retouch.erase(PHOTO, BOX, **ONE, **place).settings["model"] == "builtin"
     assert retouch.outpaint(PHOTO, "a tree", left=64, **ONE, **place).settings["model"] == "builtin"
     assert retouch.load(**place, progress=False).model == "builtin"
-    assert [record.getMessage() for record in caplog.records] == [models.NOTICE]
+    assert [record.getMessage() for record in caplog.records] == [models.notice('model="sd15-inpaint"')]
     assert len(recwarn) == 0 and hub.requests == []
     assert first.settings["model"] == "builtin" and first.image.tobytes() == again.image.tobytes()
     hole = np.asarray(first.mask) > 0

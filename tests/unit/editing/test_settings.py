@@ -1,4 +1,4 @@
-"""The words that people use for samplers, and the steps that they ask for."""
+"""The names that people use for samplers, the length of schedules, and the checks of options."""
 
 from __future__ import annotations
 
@@ -93,12 +93,6 @@ def test_strength_leaves_the_steps_that_were_asked_for(steps: int, strength: flo
     assert int(length * strength) == steps and length >= steps
 
 
-@pytest.mark.parametrize(("steps", "strength"), [(0, 1.0), (5, 0.0), (5, 1.1)])
-def test_steps_and_strengths_that_cannot_be(steps: int, strength: float) -> None:
-    with pytest.raises(InputError):
-        scheduled_steps(steps, strength)
-
-
 class TestOptions:
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -125,6 +119,12 @@ class TestOptions:
             ({"join": "paste"}, "join='paste' is unknown. Accepted are plain, match, poisson"),
             ({"fill": "grey"}, "fill='grey' is unknown. Accepted are original"),
             ({"mask_mode": "red"}, "mask_mode='red' is unknown"),
+            ({"speed": "turbo"}, r"speed='turbo' is unknown\. Accepted are exact, balanced, fast"),
+            ({"context": "wide"}, "context='wide' is not understood"),
+            ({"context": None}, "context=None is not understood"),
+            ({"scheduler": "oiler"}, "scheduler='oiler' is unknown.*Did you mean euler"),
+            ({"scheduler": 3}, "scheduler is a int; it takes one string"),
+            ({"guidance_interval": (0.9, 0.1)}, "is no interval of noise levels"),
             ({"prompt": None}, "prompt is a NoneType; it takes one string"),
             ({"prompt": ["a", "b"]}, "prompt is a list"),
             ({"negative_prompt": 3}, "negative_prompt is a int"),
@@ -132,8 +132,9 @@ class TestOptions:
         ],
     )
     def test_refusals(self, given: dict[str, Any], message: str) -> None:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             Options.of(**given)
+        assert caught.value.parameter in (*given, None)
 
     def test_numbers_of_numpy_are_json(self) -> None:
         import json

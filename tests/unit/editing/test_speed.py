@@ -1,4 +1,4 @@
-"""The words of `speed`: what is behind them, what overrides them, and that the photo stays what it is."""
+"""The speed presets: their options, what overrides them, and that the photo outside the mask stays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_exact_is_the_default_and_leaves_nothing_out(load: Callable[..., Editor]
     assert plain[2].settings["reuse_deep_features"] == 1 and plain[2].settings["scheduler"] is None
 
 
-def test_the_words_save_work_in_their_order(load: Callable[..., Editor]) -> None:
+def test_the_presets_save_work_in_their_order(load: Callable[..., Editor]) -> None:
     editor = load()
     rows, deep = {}, {}
     for word in SPEEDS:
@@ -87,7 +87,7 @@ def test_outside_the_hole_the_photo_stays(load: Callable[..., Editor], checkpoin
         assert (np.asarray(edit.image) != PHOTO).any()
 
 
-def test_what_is_given_counts_more_than_the_word(load: Callable[..., Editor]) -> None:
+def test_what_is_given_counts_more_than_the_preset(load: Callable[..., Editor]) -> None:
     editor = load()
     rows, deep, edit = evaluations(
         editor, speed="fast", steps=3, scheduler="euler", guidance_interval=None, reuse_deep_features=1
@@ -121,7 +121,7 @@ def test_the_environment_gives_the_default(
     assert editor.inpaint(PHOTO, BOX, steps=2, speed="exact").settings["speed"] == "exact"
     monkeypatch.setenv("RETOUCH_SPEED", "turbo")
     with pytest.raises(
-        InputError, match=r"RETOUCH_SPEED='turbo' is unknown\. Accepted are exact, balanced, f"
+        InputError, match=r"speed='turbo' is unknown\. Accepted are exact, balanced, fast.*RETOUCH_SPEED"
     ):
         editor.inpaint(PHOTO, BOX, steps=2)
 

@@ -16,7 +16,6 @@ from retouch.models.unet import UNet2DConditionModel
 
 pytestmark = [
     pytest.mark.usefixtures("no_gradients"),
-
 ]
 
 UNET: dict[str, Any] = {
