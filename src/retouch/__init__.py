@@ -1,7 +1,7 @@
 """retouch: inpainting with diffusion models.
 
-The public names stand in __init__.pyi. Each is imported at its first use, so `import retouch` is quick and torch
-comes with the first model. Pipeline classes come from the registry of families.
+The public names stand in __init__.pyi. Each is imported at its first use, so `import retouch` is quick and
+torch comes with the first model. Pipeline classes come from the registry of families.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from retouch.checkpoints.lora import Layers, read_updates
 from retouch.checkpoints.original_layout import origins
 from retouch.errors import InputError
 from retouch.families.family import Parts
+from retouch.families.registry import title_of_width
 from retouch.models import lora as lora_layers
 
 _MODELS = ("unet", "text_encoder", "text_encoder_2")
@@ -68,6 +69,7 @@ def load_lora_weights(
         source,
         metadata=metadata,
         absent=[part for part in _MODELS if part in self.component_names and part not in models],
+        title_of_width=title_of_width,
     )
     known = _known_adapters(self)
     if adapter_name is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,6 @@ _ACCEPTED = (
 )
 _ORIGINAL = re.compile(r"(input|output)_blocks_|middle_block_")
 _OURS = re.compile(r"(down|up)_blocks|mid_block")
-# The width of the text states that a UNet reads -> the family.
-_FAMILIES = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: "SDXL",
-    1280: "the SDXL refiner",
-}
 
 
 @dataclass(frozen=True)
@@ -116,11 +109,13 @@ def read_updates(
     *,
     metadata: Mapping[str, str] | None = None,
     absent: Collection[str] = (),
+    title_of_width: Callable[[int], str | None] = lambda width: None,
 ) -> dict[str, dict[str, Update]]:
     """Return the updates of a LoRA by model and layer; each tensor must have its place in `models`.
 
     `metadata` is that of a safetensors file, where diffusers keeps PEFT's settings. Tensors for a model that
-    is `absent` are left out, with a warning.
+    is `absent` are left out, with a warning. `title_of_width` names the models whose UNet reads text states of
+    a width.
     """
     _refuse_other_kinds(state, source)
     state = _without_doubles(state, source)
@@ -167,7 +162,7 @@ def read_updates(
             misshapen.append(f"{part.key}: {tuple(update.down.shape)} for a weight {weight}")
         updates.setdefault(model, {})[name] = update
     if misplaced or misshapen:
-        raise CheckpointError(_explain_misfit(source, state, models, misplaced, misshapen))
+        raise CheckpointError(_explain_misfit(source, state, models, misplaced, misshapen, title_of_width))
     return updates
 
 
@@ -283,6 +278,7 @@ def _explain_misfit(
     models: Mapping[str, Layers],
     misplaced: Sequence[str],
     misshapen: Sequence[str],
+    title_of_width: Callable[[int], str | None],
 ) -> str:
     """Return the message for a LoRA whose layers are missing here or have other shapes."""
     reasons = []
@@ -296,15 +292,16 @@ def _explain_misfit(
     if theirs is None or ours is None or theirs == ours:
         advice = "A LoRA fits the kind of model that it was made for. Check which model this one is for."
     else:
+        titles = [title_of_width(width) for width in (theirs, ours)]
+        theirs_named, ours_named = (
+            f"{width} ({title})" if title else str(width)
+            for width, title in zip((theirs, ours), titles, strict=True)
+        )
         advice = (
-            f"It was made for another family of models: its UNet reads text of width {_named(theirs)}, the "
-            f"UNet here text of width {_named(ours)}. Use it with a checkpoint of its own family."
+            f"It was made for another family of models: its UNet reads text of width {theirs_named}, the "
+            f"UNet here text of width {ours_named}. Use it with a checkpoint of its own family."
         )
     return f"{source} does not fit: {', and '.join(reasons)}. {advice}"
-
-
-def _named(width: int) -> str:
-    return f"{width} ({_FAMILIES[width]})" if width in _FAMILIES else str(width)
 
 
 def _width_of_file(state: Mapping[str, Tensor]) -> int | None:

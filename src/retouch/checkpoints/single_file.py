@@ -52,13 +52,6 @@ _MARKS: dict[str, dict[str, Any]] = {
     "ztsnr": {"rescale_betas_zero_snr": True},
 }
 
-# The width of the text states that a UNet reads -> its input channels -> its kind.
-_KINDS_BY_SHAPE = {
-    768: {4: "sd15", 9: "sd15-inpainting"},
-    1024: {4: "sd2", 9: "sd2-inpainting"},
-    2048: {4: "sdxl", 9: "sdxl-inpainting"},
-    1280: {4: "sdxl-refiner"},
-}
 _OTHER_CHANNELS = {5: "depth-guided", 7: "an upscaler", 8: "InstructPix2Pix"}
 
 
@@ -169,14 +162,15 @@ class SingleFile:
         first = shapes.get("input_blocks.0.0.weight") or shapes.get("conv_in.weight") or ()
         readers = [shape[-1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")]
         channels, width = (*first, 0, 0)[1], (readers or [0])[0]
-        kinds = _KINDS_BY_SHAPE.get(width, {})
+        kinds_by_shape = _kinds_by_shape()
+        kinds = kinds_by_shape.get(width, {})
         if channels in kinds:
             return kinds[channels]
         if kinds:
             other = f" ({_OTHER_CHANNELS[channels]})" if channels in _OTHER_CHANNELS else ""
             fact, accepted = f"takes {channels} input channels{other}", " or ".join(map(str, kinds))
         else:
-            fact, accepted = f"reads text of width {width}", ", ".join(map(str, _KINDS_BY_SHAPE))
+            fact, accepted = f"reads text of width {width}", ", ".join(map(str, kinds_by_shape))
         raise CheckpointError(
             f"{self.path} has a {part} that {fact}. Accepted: {accepted}. Use one of Stable Diffusion 1.x, "
             f"2.x or XL, or made from those; for another architecture of that layout pass config= with a "
@@ -283,6 +277,16 @@ class SingleFile:
             f"{advice}; if they are left from training, remove them.",
             parameter="name",
         )
+
+
+def _kinds_by_shape() -> dict[int, dict[int, str]]:
+    """Return the width of the text states that a UNet reads -> its input channels -> the first such kind."""
+    table: dict[int, dict[int, str]] = {}
+    for name, kind in KINDS.items():
+        settings = kind.settings_of("unet")
+        width, channels = int(settings["cross_attention_dim"]), int(settings["in_channels"])
+        table.setdefault(width, {}).setdefault(channels, name)
+    return table
 
 
 def settings_from(

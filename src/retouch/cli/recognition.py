@@ -16,21 +16,10 @@ from typing import Any
 
 from retouch.cli.options import flag_of
 from retouch.errors import CheckpointError, InputError
+from retouch.families.registry import row_of_class, title_of_width
 
 Facts = dict[str, Any]
 
-# By the width of the text states that a UNet reads.
-_FAMILIES = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: "Stable Diffusion XL",
-    1280: "Stable Diffusion XL refiner",
-}
-_PIPELINES = {
-    "StableDiffusionXL": "Stable Diffusion XL",
-    "StableDiffusion": "Stable Diffusion",
-    "Kandinsky": "Kandinsky",
-}
 # Endings of paths, which repositories' names do not have.
 _NO_REPOSITORY = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".safetensors", ".ckpt", ".pt")
 _DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down|lora_linear_layer\.down)\.weight$")
@@ -149,7 +138,7 @@ def of_weights(path: Path, *, pickled: bool = False) -> Facts:
         **_dtype_in(path),
     }
     width = _text_width(file.shapes)
-    family = _FAMILIES.get(width or 0)
+    family = title_of_width(width)
     parts = [part for part in PLACES if file.prefix_of(part) is not None]
     if "unet" in parts and len(parts) > 1:
         kind = KINDS[file.kind()]
@@ -213,7 +202,7 @@ def of_folder(folder: Path) -> Facts:
     config = json_in(folder / "config.json")
     if config.get("_class_name"):
         name = str(config["_class_name"])
-        family = _FAMILIES.get(config.get("cross_attention_dim") or 0)
+        family = title_of_width(config.get("cross_attention_dim"))
         facts["what"] = f"one part of a checkpoint{f' of {family}' if family else ''}: {name}"
         facts["use"] = f"retouch.{name}.from_pretrained({str(folder)!r})"
         return facts
@@ -251,8 +240,8 @@ def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str, unet: str = 
 
     settings = json_in(folder / unet / "config.json")
     pipeline = str(index.get("_class_name"))
-    family = _FAMILIES.get(settings.get("cross_attention_dim") or 0) if "Kandinsky" not in pipeline else None
-    family = family or next((title for start, title in _PIPELINES.items() if pipeline.startswith(start)), "")
+    row, width = row_of_class(pipeline), settings.get("cross_attention_dim")
+    family = "" if row is None else row.text_widths.get(width, row.title)
     facts: Facts = {
         "kind": "checkpoint",
         "what": f"a checkpoint of {family}" if family else f"a {pipeline}, which is not supported",

@@ -149,8 +149,8 @@ def require_row(class_name: Any, source: str) -> FamilyRow:
     if row is None:
         known = ", ".join(row.pipelines["text2image"] for row in rows())
         raise ConfigError(
-            f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If it "
-            "is one of these under another name, load it with that family's pipeline class.",
+            f"{source} is a {class_name}, for which there is no pipeline here. Known families: {known}. If "
+            "it is one of these under another name, load it with that family's pipeline class.",
             parameter="name",
         )
     return row

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from retouch.checkpoints.contents import what_it_is
+from retouch.checkpoints.contents import describe
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.original_kinds import KINDS, Kind, Settings
 from retouch.checkpoints.original_layout import PLACES, text_encoder_shapes
@@ -221,7 +221,7 @@ def _refuse_absent(file: SingleFile, kind: Kind, parts: list[str]) -> None:
     places = " and ".join(" or ".join(place.rstrip(".") for place, _ in PLACES[part]) for part in absent)
     raise CheckpointError(
         f"{file.path} has no {', '.join(absent)}: there are no tensors below {places}. It is "
-        f"{what_it_is(file.shapes)[0]}, read as {kind.title}. A whole checkpoint is expected, or the missing "
+        f"{describe(file.shapes)[0]}, read as {kind.title}. A whole checkpoint is expected, or the missing "
         f"parts with it. Pass {offers}.",
         parameter=absent[0],
     )
