@@ -114,8 +114,8 @@ def read_updates(
     """Return the updates of a LoRA by model and layer; each tensor must have its place in `models`.
 
     `metadata` is that of a safetensors file, where diffusers keeps PEFT's settings. Tensors for a model that
-    is `absent` are left out, with a warning. `title_of_width` names the models whose UNet reads text states of
-    a width.
+    is `absent` are left out, with a warning. `title_of_width` names the models whose UNet reads text states
+    of a width.
     """
     _refuse_other_kinds(state, source)
     state = _without_doubles(state, source)

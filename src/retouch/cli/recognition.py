@@ -240,7 +240,7 @@ def _of_pipeline(folder: Path, index: Mapping[str, Any], name: str, unet: str = 
 
     settings = json_in(folder / unet / "config.json")
     pipeline = str(index.get("_class_name"))
-    row, width = row_of_class(pipeline), settings.get("cross_attention_dim")
+    row, width = row_of_class(pipeline), settings.get("cross_attention_dim") or 0
     family = "" if row is None else row.text_widths.get(width, row.title)
     facts: Facts = {
         "kind": "checkpoint",
