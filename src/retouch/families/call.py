@@ -306,10 +306,12 @@ def check_callback(call: Call, tensor_names: Collection[str]) -> None:
         )
     unknown = [name for name in call.callback_tensors if name not in tensor_names]
     if unknown:
+        given = "callback_on_step_end_tensor_inputs"
+        if hasattr(callback, "tensor_inputs"):
+            given = "callback_on_step_end"
         raise InputError(
-            f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}. A callback can get "
-            f"{', '.join(tensor_names)}.",
-            parameter="callback_on_step_end_tensor_inputs",
+            f"{given} names {', '.join(unknown)}. A callback can get {', '.join(tensor_names)}.",
+            parameter=given,
         )
 
 
@@ -319,7 +321,8 @@ def check_texts(call: Call) -> None:
         text, embeds = getattr(call, name), getattr(call, f"{name}_embeds")
         if text is not None and embeds is not None:
             raise InputError(
-                f"Both {name} and {name}_embeds were given, which mean the same. Give one.", parameter=name
+                f"Both {name} and {name}_embeds were given, which mean the same. Give one.",
+                parameter=f"{name}_embeds",
             )
         if embeds is not None and (not isinstance(embeds, Tensor) or embeds.ndim != 3):
             given = f"of shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__

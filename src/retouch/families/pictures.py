@@ -230,8 +230,8 @@ def _cropped(
     default_size: int,
 ) -> Pictures:
     """Return the masked area of each picture with its margin, scaled up to the working size."""
-    masks_given = as_list(call.mask_image)
-    if not all(isinstance(part, Image.Image) for part in [*images, *masks_given]):
+    given = [*images, *as_list(call.mask_image)]
+    if not all(isinstance(part, Image.Image | Mask) for part in given):
         raise InputError(
             "padding_mask_crop needs PIL pictures and masks, because it pastes into them. Convert arrays "
             "with PIL.Image.fromarray.",

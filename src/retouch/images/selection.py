@@ -1,6 +1,6 @@
 """Marking a part of a photo: an ellipse, a colour, what is transparent, or the object in a box.
 
-Each function gives (height, width), true or 1 where it is marked; `holes.read_hole` takes and joins them.
+Each function gives (height, width), true or 1 where it is marked; `Mask.of_photo` takes and joins them.
 Boxes and polygons it reads itself.
 """
 

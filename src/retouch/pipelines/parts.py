@@ -254,6 +254,8 @@ class NamedParts:
             return  # everything is in main memory already
         for module in self._modules().values():
             module.to("cpu")
+            if is_optimized(module):
+                optimize(module)
         self.placement = strategy(self, place)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:

@@ -215,7 +215,7 @@ def test_one_pixel(editor: Editor) -> None:
 
 def test_a_prompt_of_ten_thousand_characters(editor: Editor) -> None:
     words = "a castle in the park " * 500
-    with pytest.warns(UserWarning, match=r"longer than the 77 tokens.*will not see"):
+    with pytest.warns(UserWarning, match=r"longer than the 77 tokens.*cut off"):
         edit = editor.inpaint(PHOTO, HOLE, words[:10000], **FAST)
     assert edit.settings["prompt"] == words[:10000]
     assert editor.inpaint(PHOTO, HOLE, "\x00\uffff🦆" * 3, **FAST).image.size == (80, 60)

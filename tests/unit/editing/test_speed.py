@@ -131,8 +131,8 @@ def test_the_environment_gives_the_default(
     [
         ({"speed": "turbo"}, r"speed='turbo' is unknown\. Accepted are exact, balanced, fast.*leave it out"),
         ({"speed": 2}, r"speed=2 is unknown"),
-        ({"guidance_interval": (0.9, 0.1)}, "is no interval of noise levels"),
-        ({"guidance_interval": "all"}, "it takes two noise levels"),
+        ({"guidance_interval": (0.9, 0.1)}, "is not an interval of noise levels"),
+        ({"guidance_interval": "all"}, "Two noise levels"),
         ({"reuse_deep_features": 0}, "reuse_deep_features=0 is not a whole number of 1 or more"),
     ],
 )

@@ -34,7 +34,7 @@ def test_unknown_names_are_told_once_in_a_run(paint: Any) -> None:
             assert torch.equal(paint(callback_on_step_end=answer), plain)
         first, second = map(str, (each.message for each in told))
         assert first.startswith("The callback returned latent, which has no effect.")
-        assert "it may replace is latents, prompt_embeds, negative_prompt_embeds, mask" in first
+        assert "can replace latents, prompt_embeds, negative_prompt_embeds, mask" in first
         assert second.startswith("The callback returned sample,")
 
 

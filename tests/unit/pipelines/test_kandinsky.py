@@ -288,12 +288,18 @@ class TestOffload:
     @pytest.mark.parametrize("strategy", [ModelOffload, SequentialOffload])
     def test_the_same_picture(self, whole: Any, strategy: Any) -> None:
         resident = whole.placement
+
+        def hooks() -> list[int]:
+            parts = whole._modules().values()
+            return [sum(len(layer._forward_pre_hooks) for layer in part.modules()) for part in parts]
+
+        made(whole, **prompts("inpaint"))  # optimized models have a hook of their own before the first call
+        before = hooks()
         whole.placement = strategy(whole, CPU)
         found = made(whole, **prompts("inpaint"))
         whole.placement = resident
         assert_close(found, lambda: made(whole, **prompts("inpaint")))  # layers with hooks round differently
-        for part in whole._modules().values():
-            assert not any(layer._forward_pre_hooks for layer in part.modules())
+        assert hooks() == before
 
     def test_the_halves_go_where_the_whole_goes(self, whole: Any) -> None:
         whole.placement = ModelOffload(whole, CPU)
@@ -398,14 +404,14 @@ class TestRefusals:
         [
             ({"image_embeds": None}, r"inpaint needs image_embeds"),
             ({"negative_image_embeds": None}, r"guidance_scale=4.0 needs negative_image_embeds"),
-            ({"image_embeds": "a cat"}, r"image_embeds takes a tensor \(pictures, width\)"),
-            ({"image_embeds": torch.zeros(1, 5)}, rf"image_embeds is 5 wide, .* width {WIDTH}"),
+            ({"image_embeds": "a cat"}, r"image_embeds is not a tensor \(pictures, width\)"),
+            ({"image_embeds": torch.zeros(1, 5)}, rf"image_embeds has the width 5, .* width {WIDTH}"),
             ({"negative_image_embeds": torch.zeros(3, WIDTH)}, r"has 3 rows and image_embeds 1"),
             ({"guidance_scale": "high"}, r"guidance_scale='high' is not a finite number"),
             ({"prompt": "a cat"}, r"has no argument 'prompt'"),
             ({"output_type": "jpeg"}, r"output_type='jpeg' is unknown"),
             ({"latents": torch.zeros(1, 4, 9, 9)}, r"latents has the shape .* but this call makes"),
-            ({"callback_on_step_end_tensor_inputs": ["mask"]}, r"mask; a callback can get latents, image_em"),
+            ({"callback_on_step_end_tensor_inputs": ["mask"]}, r"mask.*callback can get latents, image_em"),
         ],
     )
     def test_the_decoder(self, inpainting: Any, arguments: dict[str, Any], message: str) -> None:
@@ -417,12 +423,12 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ({"prompt": None}, r"inpaint needs prompt"),
-            ({"prompt": 3}, r"prompt is 3; it takes a string"),
+            ({"prompt": 3}, r"prompt is 3.*string"),
             ({"prior_num_inference_steps": 0}, r"For the prior: num_inference_steps=0 is not a whole number"),
             ({"prior_guidance_scale": float("nan")}, r"For the prior: guidance_scale=nan is not a finite"),
             (
                 {"prior_callback_on_step_end_tensor_inputs": ["image_embeds"]},
-                r"For the prior: .*a callback can get latents, prompt_embeds, text_encoder_hidden_states",
+                r"For the prior: .*callback can get latents, prompt_embeds, text_encoder_hidden_states",
             ),
             ({"latents": torch.zeros(1, WIDTH + 1)}, r"this call of the prior makes \(1, 32\)"),
             ({"image_embeds": torch.zeros(1, WIDTH)}, r"has no argument 'image_embeds'"),
@@ -435,7 +441,7 @@ class TestRefusals:
 
     def test_an_inpainting_decoder_without_a_mask(self, inpainting: Any) -> None:
         other = retouch.AutoPipelineForText2Image.from_pipe(inpainting)
-        with pytest.raises(InputError, match=r"inpainting decoder .* no mask_image .*regular decoder"):
+        with pytest.raises(InputError, match=r"inpainting decoder.* no mask_image .*regular decoder"):
             other(**embeds())
 
     def test_a_prior_of_another_width(self, whole: Any) -> None:
@@ -456,5 +462,5 @@ class TestRefusals:
         prior = loaded(retouch, PRIOR, tiny_kandinsky_prior)
         with pytest.raises(InputError, match=r"1 weights were given for 2 prompts and pictures"):
             prior.interpolate(["a cat", "a castle"], [1.0])
-        with pytest.raises(InputError, match=r"images_and_prompts holds a int; it takes prompts, PIL"):
+        with pytest.raises(InputError, match=r"images_and_prompts holds a int.*prompts, PIL"):
             prior.interpolate([3], [1.0])

@@ -166,13 +166,13 @@ def test_one_pipelines_calls_do_not_share_what_they_keep(make: Any) -> None:
 @pytest.mark.parametrize(
     ("interval", "words"),
     [
-        ((0.5, 0.2), r"\(0\.5, 0\.2\) is no interval.*from 0 .* to 1 .*give the lower one first"),
-        ((-0.1, 0.5), "is no interval"),
-        ((0.1, 1.5), "is no interval"),
-        ((float("nan"), 1), "is no interval"),
-        (0.5, r"is 0\.5; it takes two noise levels.*Leave it out"),
-        ((0.1, 0.2, 0.3), "it takes two noise levels"),
-        (("a", "b"), "it takes two noise levels"),
+        ((0.5, 0.2), r"\(0\.5, 0\.2\) is not an interval.*from 0 .* to 1 .*give the lower one first"),
+        ((-0.1, 0.5), "not an interval"),
+        ((0.1, 1.5), "not an interval"),
+        ((float("nan"), 1), "not an interval"),
+        (0.5, r"is 0\.5.*Two noise levels.*Leave it out"),
+        ((0.1, 0.2, 0.3), "Two noise levels"),
+        (("a", "b"), "Two noise levels"),
     ],
 )
 def test_what_is_no_interval(make: Any, interval: Any, words: str) -> None:

@@ -59,15 +59,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         for side in (0, -8, 40.0, "64", True)
     ),
     ("text2image", {"watermark": True}, "no argument 'watermark'. It takes p"),
-    ("text2image", {"cross_attention_kwargs": {"gligen": {}}}, "takes {'scale': number}.*Leave the rest out"),
-    ("inpaint", {"cross_attention_kwargs": {"scale": "strong"}}, "takes {'scale': number}"),
-    ("image2image", {"height": 64}, "image2image has no argument 'height'"),
+    ("text2image", {"cross_attention_kwargs": {"gligen": {}}}, "gligen.*scale"),
+    ("inpaint", {"cross_attention_kwargs": {"scale": "strong"}}, "'strong'.*number"),
+    ("image2image", {"mask_image": HOLE}, "mask_image was given.*image2image"),
+    ("text2image", {"image": PICTURE}, "image was given.*text2image"),
+    ("text2image", {"strength": 0.5}, "strength was given.*text2image"),
     ("text2image9", {}, "inpainting checkpoint.*9 channels.*AutoPipelineForInpainting.*text2image"),
     ("image2image9", {}, "inpainting checkpoint.*9 channels.*AutoPipelineForInpainting.*image2image"),
     # Prompts
     ("text2image", {"prompt": None}, "Neither prompt nor prompt_embeds.*prompt=\"\""),
-    ("text2image", {"prompt": []}, "prompt is .*a string or a list of strings"),
-    ("text2image", {"prompt": ["a", 3]}, "a string or a list of strings"),
+    ("text2image", {"prompt": []}, r"prompt is \[\].*string.*list"),
+    ("text2image", {"prompt": ["a", 3]}, "'a', 3.*string.*list"),
     ("text2image", {"prompt_embeds": states(1)}, "Both prompt and prompt_embeds.*Give one"),
     (
         "text2image",
@@ -76,8 +78,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("text2image", {"prompt": ["a", "b"], "negative_prompt": ["c"]}, "1 entries for 2 prompts"),
     ("text2image", {"prompt": None, "prompt_embeds": states(1)[0]}, r"prompt_embeds is of shape \(77, 32\)"),
-    ("text2image", {"negative_prompt_embeds": [1]}, "negative_prompt_embeds is a list"),
-    ("text2image", {"prompt": None, "prompt_embeds": states(1, width=16)}, "16 wide.*width 32"),
+    ("text2image", {"negative_prompt_embeds": [1]}, "negative_prompt_embeds is .*list.*tensor"),
+    ("text2image", {"prompt": None, "prompt_embeds": states(1, width=16)}, "width 16.*width 32"),
     ("text2image", {"prompt": None, "prompt_embeds": states(1, 154)}, "154 tokens.*reads 77.*Give negative"),
     (
         "text2image",
@@ -97,7 +99,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("text2image", {"num_inference_steps": 1001}, "1001.*1000"),
     ("text2image", {"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
     ("text2image", {"clip_skip": -1}, "clip_skip=-1"),
-    ("text2image", {"guidance_scale": None}, "guidance_scale=None is not a finite number"),
     ("text2image", {"guidance_scale": float("nan")}, "guidance_scale=nan is not a finite number"),
     ("text2image", {"eta": "0"}, "eta='0' is not a finite number"),
     ("inpaint", {"padding_mask_crop": -3, "output_type": "pil"}, "padding_mask_crop=-3"),
@@ -107,17 +108,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("inpaint", {"strength": 0.2}, "strength=0.2 leaves none.*strength=0.5 or more, or 5 steps"),
     ("text2image", {"timesteps": [9], "sigmas": [1.0, 0.0]}, "Both timesteps and sigmas"),
     ("text2image", {"timesteps": [9]}, "does not take custom timesteps. Those that do: .*Euler"),
-    ("text2image", {"output_type": "jpeg"}, "output_type='jpeg'.*'pil', 'np', 'pt' or 'latent'"),
-    ("inpaint", {"mask_mode": "hard"}, "mask_mode='hard'.*'soft' or 'binary'"),
+    ("text2image", {"output_type": "jpeg"}, "output_type='jpeg'.*'pil', 'np', 'pt' and 'latent'"),
+    ("inpaint", {"mask_mode": "hard"}, "mask_mode='hard'.*'soft' and 'binary'"),
     # Randomness
-    ("text2image", {"generator": 3}, r"generator is 3;.*torch.Generator\(\).manual_seed\(seed\)"),
+    ("text2image", {"generator": 3}, r"generator is 3.*torch.Generator\(\).manual_seed\(seed\)"),
     ("text2image", {"generator": [3]}, "generator is 3"),
     ("text2image", {"prompt": ["a", "b"], "generator": [generators(1)]}, "1 generators.*2 pictures"),
     ("text2image", {"latents": torch.randn(1, 4, 16, 16)}, r"latents.*\(1, 4, 16, 16\).*\(1, 4, 8, 8\)"),
     ("inpaint9", {"masked_image_latents": torch.randn(2, 4, 8, 8)}, r"masked_image_latents.*\(2, 4, 8, 8\)"),
     # Callbacks
-    ("text2image", {"callback_on_step_end": 3}, "callback_on_step_end is a int; it takes a function"),
-    ("text2image", {"callback_on_step_end_tensor_inputs": ["x"]}, "names x; a callback can get latents"),
+    ("text2image", {"callback_on_step_end": 3}, "callback_on_step_end is a int.*function"),
+    ("text2image", {"callback_on_step_end_tensor_inputs": ["x"]}, "names x.*can get latents"),
     ("text2image", {"callback_on_step_end": CALLBACK}, "names add_text_embeds, add_time_ids"),
     # Pictures
     ("image2image", {"image": None}, "image2image needs image"),
@@ -132,8 +133,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("image2image", {"image": [photo(), photo(0, 72, 64)]}, "different sizes \\(64x64, 72x64\\).*one size"),
     ("image2image", {"image": [torch.randn(4, 8, 8), torch.rand(3, 64, 64)]}, "latents and some are pixels"),
     ("inpaint", {"image": torch.randn(1, 4, 8, 8), "height": 72, "width": 64}, "64x64 picture.*64x72"),
-    ("inpaint", {"image": [PICTURE] * 3, "prompt": ["a", "b"]}, "2 prompts do not go with a batch of 3"),
-    ("inpaint", {"mask_image": [HOLE] * 3, "prompt": ["a", "b"]}, "2 prompts do not go with a batch of 3"),
+    ("inpaint", {"image": [PICTURE] * 3, "prompt": ["a", "b"]}, "2 prompts do not fit a batch of 3"),
+    ("inpaint", {"mask_image": [HOLE] * 3, "prompt": ["a", "b"]}, "2 prompts do not fit a batch of 3"),
     # Masks
     ("inpaint", {"mask_image": None}, "inpaint needs mask_image"),
     ("inpaint", {"mask_image": []}, "mask_image is an empty list"),
@@ -149,6 +150,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "padding_mask_crop needs PIL.*fromarray",
     ),
 ]  # fmt: skip
+
+
+# Where the fault is in another argument than those of the case, which is missing or does not fit.
+CAUSES: dict[tuple[str, ...], dict[str, Any]] = {
+    ("text2image9",): {"mask_image": None},
+    ("image2image9",): {"mask_image": None},
+}
 
 
 @pytest.mark.parametrize(
@@ -168,13 +176,18 @@ def test_refused(pipelines: dict[str, Any], task: str, arguments: dict[str, Any]
         pipelines[task](**{**inputs, **arguments})
     assert re.search(message, str(refusal.value), re.DOTALL), refusal.value
     assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, RetouchError)
+    # The error names the argument at fault: one of those that are wrong or missing here.
+    names = {**arguments, **CAUSES.get((task, *arguments), {})}
+    assert refusal.value.parameter in names, refusal.value.parameter
 
 
 def test_given_twice_and_too_many(pipelines: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="prompt was given twice, by position and by name"):
+    with pytest.raises(TypeError, match="multiple values for argument 'prompt'"):
         pipelines["text2image"]("a cat", prompt="a castle")
-    with pytest.raises(InputError, match=r"99 positional arguments.*text2image takes"):
+    with pytest.raises(TypeError, match="positional arguments"):
         pipelines["text2image"](*range(99))
+    with pytest.raises(InputError, match="multiple values for argument 'prompt'"):
+        pipelines["text2image"].start("a cat", prompt="a castle")
 
 
 def test_a_unet_of_another_width(pipelines: dict[str, Any]) -> None:
@@ -222,7 +235,7 @@ def test_a_safety_checker_that_is_not_there(pipelines: dict[str, Any], tiny_sd: 
 
 def test_saving_over_a_file_and_in_pickles(pipelines: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file; save_pretrained needs a folder"):
+    with pytest.raises(InputError, match=r"is a file.*folder"):
         pipelines["text2image"].save_pretrained(tmp_path / "file")
     with pytest.raises(InputError, match=r"pickled weights.*Only safetensors"):
         pipelines["text2image"].save_pretrained(tmp_path / "folder", safe_serialization=False)
