@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## make a real edit with the built-in checkpoint: demo/
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev lint types imports ## run everything that CI runs
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --cov
 
 lint: $(VENV)/.installed-dev ## check style and format
 	$(BIN)/ruff check
@@ -50,7 +50,7 @@ constraints: ## pin the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-constraints
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/kernels/cpu/*.so
+	rm -rf .coverage $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/kernels/cpu/*.so
 	find src tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
 
 SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/kernels/cpu/*.cpp src/retouch/kernels/cpu/*.h)

@@ -194,7 +194,7 @@ class TestOutpaint:
             ({"aspect": [16, 9]}, "is not understood"),
             ({"aspect": 1000}, "is not understood"),
             ({"left": 10**6, "top": 10**6}, r"pixels. At most .* are accepted"),
-            ({"left": 5, "invert": True}, "invert=True has no meaning here"),
+            ({"left": 5, "invert": True}, "invert=True has no meaning"),
         ],
     )
     def test_refusals(self, editor: Editor, given: Any, message: str) -> None:

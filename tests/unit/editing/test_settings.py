@@ -124,7 +124,7 @@ class TestOptions:
             ({"context": None}, "context=None is not understood"),
             ({"scheduler": "oiler"}, "scheduler='oiler' is unknown.*Did you mean euler"),
             ({"scheduler": 3}, "scheduler is a int; it takes one string"),
-            ({"guidance_interval": (0.9, 0.1)}, "is no interval of noise levels"),
+            ({"guidance_interval": (0.9, 0.1)}, "is not an interval of noise levels"),
             ({"prompt": None}, "prompt is a NoneType; it takes one string"),
             ({"prompt": ["a", "b"]}, "prompt is a list"),
             ({"negative_prompt": 3}, "negative_prompt is a int"),

@@ -204,7 +204,7 @@ def test_files_and_folders(plain: Any, tmp_path: Path) -> None:
     plain.load_lora_weights(tmp_path / "deep", "usual")  # the name that diffusers writes comes first
     with pytest.raises(CheckpointError, match=r"has no file x.safetensors.*weight_name"):
         plain.load_lora_weights(tmp_path / "deep", weight_name="x.safetensors")
-    with pytest.raises(CheckpointError, match=r"x.safetensors is not there"):
+    with pytest.raises(CheckpointError, match=r"x.safetensors does not exist"):
         plain.load_lora_weights(tmp_path / "x.safetensors")
 
 
