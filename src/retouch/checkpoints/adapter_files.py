@@ -38,7 +38,7 @@ def find_adapter_file(
         return path
     if str(name).lower().endswith((_SAFE, *PICKLED)) and not path.is_dir():
         raise CheckpointError(
-            f"{name} does not exist. The path of a file, a folder, or a hub id like 'org/name' with "
+            f"{name} is not there. The path of a file, a folder, or a hub id like 'org/name' with "
             f"weight_name is accepted. Check the path; relative ones start at {Path.cwd()}.",
             parameter="name",
         )

@@ -91,7 +91,7 @@ def read_config(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} does not exist. A model's folder has {path.name} and weights. Check the path, and "
+            f"{path} is not there. A model's folder has {path.name} and weights. Check the path, and "
             f"`subfolder` if the model is a part of a pipeline.",
             parameter="subfolder",
         ) from error
@@ -102,7 +102,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise CheckpointError(
-            f"{path} has a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
+            f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
             f"or save the checkpoint again."
         )
     return settings

@@ -99,7 +99,7 @@ class Checkpoint:
             ) from error
         if not isinstance(index, dict):
             raise CheckpointError(
-                f"{path} has a JSON {type(index).__name__}. A dictionary of components is expected. "
+                f"{path} holds a JSON {type(index).__name__}. A dictionary of components is expected. "
                 f"Download it again (force_download=True) or save it again."
             )
         return index

@@ -195,7 +195,7 @@ def _refuse_other_kinds(state: Mapping[str, Any], source: str) -> None:
         keys = [key for key in state if re.search(pattern, key)]
         if keys:
             raise CheckpointError(
-                f"{source} has {kind}, not plain LoRA: {_few(keys)}. {_ACCEPTED}. Look for a plain version "
+                f"{source} holds {kind}, not plain LoRA: {_few(keys)}. {_ACCEPTED}. Look for a plain version "
                 f"of it, or merge it into a checkpoint with the program that made it."
             )
 
@@ -287,7 +287,7 @@ def _explain_misfit(
             f"{len(misplaced)} keys name layers that this pipeline does not have ({_few(misplaced)})"
         )
     if misshapen:
-        reasons.append(f"{len(misshapen)} updates have other shapes than their layers ({_few(misshapen)})")
+        reasons.append(f"{len(misshapen)} updates are of other shapes than their layers ({_few(misshapen)})")
     theirs, ours = _width_of_file(state), _width_of_models(models)
     if theirs is None or ours is None or theirs == ours:
         advice = "A LoRA fits the kind of model that it was made for. Check which model this one is for."

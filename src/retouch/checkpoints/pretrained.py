@@ -133,8 +133,8 @@ class Pretrained:
         kind = settings.get("_class_name")
         if kind is not None and kind not in {parent.__name__ for parent in cls.__mro__}:
             raise CheckpointError(
-                f"{folder} has a model of the class {kind}, which {cls.__name__} cannot load. Use the class "
-                f"{kind}, or pass the subfolder of the {cls.__name__}.",
+                f"{folder} holds a model of the class {kind}, which {cls.__name__} cannot load. Use the "
+                f"class {kind}, or pass the subfolder of the {cls.__name__}.",
                 parameter="subfolder",
             )
         # Made here and once more by the model, so that an error names the file.
@@ -285,7 +285,7 @@ def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None
     ]
     if faults:
         raise CheckpointError(
-            f"{source} does not have the weights of this {type(model).__name__}: of {len(expected)} tensors, "
+            f"{source} does not hold the weights of this {type(model).__name__}: of {len(expected)} tensors, "
             f"{'; '.join(faults)}. Names and shapes must match config.json; use the config that belongs to "
             f"these weights, or the class that they were saved from."
         )
@@ -295,6 +295,6 @@ def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None
     unsaved = [name for name, tensor in tensors if tensor.is_meta]
     if unsaved:
         raise CheckpointError(
-            f"{type(model).__name__} has tensors that no file has: {', '.join(unsaved[:3])}. A model can "
+            f"{type(model).__name__} has tensors that no file holds: {', '.join(unsaved[:3])}. A model can "
             f"be loaded only if all of them are saved; compute such a buffer in forward instead."
         )

@@ -75,7 +75,7 @@ class Claim:
             tensor = self.file.read(origin.name)
             if not tensor.is_floating_point():
                 raise CheckpointError(
-                    f"{self.file.path} has {origin.name} as {tensor.dtype}. Floating-point weights are "
+                    f"{self.file.path} holds {origin.name} as {tensor.dtype}. Floating-point weights are "
                     f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 "
                     f"or float16."
                 )
@@ -172,7 +172,7 @@ class SingleFile:
         else:
             fact, accepted = f"reads text of width {width}", ", ".join(map(str, kinds_by_shape))
         raise CheckpointError(
-            f"{self.path} has a {part} that {fact}. Accepted: {accepted}. Use one of Stable Diffusion 1.x, "
+            f"{self.path} holds a {part} that {fact}. Accepted: {accepted}. Use one of Stable Diffusion 1.x, "
             f"2.x or XL, or made from those; for another architecture of that layout pass config= with a "
             f"folder of its settings.",
             parameter="name",
@@ -210,7 +210,7 @@ class SingleFile:
             noun, advice = describe(self.shapes)
             below = " or ".join(prefix.rstrip(".") for prefix, _ in PLACES[part])
             raise CheckpointError(
-                f"{self.path} is {noun}, and has no {part}. Tensors below {below} are expected. {advice}.",
+                f"{self.path} is {noun}, and holds no {part}. Tensors below {below} are expected. {advice}.",
                 parameter="name",
             )
         prefix, rule = found
@@ -237,7 +237,7 @@ class SingleFile:
                 odd = [f"{name} {shape}" for name, shape in misshapen.items()]
                 faults.append(f"{len(misshapen)} have another shape ({_first(odd)})")
             raise CheckpointError(
-                f"{self.path} does not have the {part} that was expected: of its {len(wanted)} tensors "
+                f"{self.path} does not hold the {part} that was expected: of its {len(wanted)} tensors "
                 f"{' and '.join(faults)}. A complete {part} of this kind is accepted. Download the file "
                 f"again if it is damaged; a pruned or changed architecture needs config= with a folder of "
                 f"its settings.",
@@ -272,7 +272,7 @@ class SingleFile:
             return
         noun, advice = describe(unclaimed)
         raise CheckpointError(
-            f"{self.path} has {len(unclaimed)} tensors that have no place in the model "
+            f"{self.path} holds {len(unclaimed)} tensors that have no place in the model "
             f"({_first(unclaimed)}); they look like {noun}. All tensors of a checkpoint must be used. "
             f"{advice}; if they are left from training, remove them.",
             parameter="name",
@@ -343,7 +343,7 @@ def _download(text: str, *, is_path: bool, revision: str | None, **options: Any)
         parts = text.split("/")
         if is_path or len(parts) < 3 or "\\" in text or parts[0] in ("", ".", "..", "~"):
             raise CheckpointError(
-                f"{text} does not exist. A path, 'org/name/file.safetensors' or a file's address on the hub "
+                f"{text} is not there. A path, 'org/name/file.safetensors' or a file's address on the hub "
                 f"is accepted. Check the path; relative ones start at {Path.cwd()}.",
                 parameter="name",
             )

@@ -149,7 +149,7 @@ class Scheduler:
         file = next((candidate for candidate in files if candidate.is_file()), None)
         if file is None:
             raise CheckpointError(
-                f"{files[1]} does not exist. A scheduler is read from {CONFIG_FILE}. Give the folder that "
+                f"{files[1]} is not there. A scheduler is read from {CONFIG_FILE}. Give the folder that "
                 f'holds it, or subfolder="scheduler" for a whole checkpoint.',
                 parameter="subfolder",
             )
