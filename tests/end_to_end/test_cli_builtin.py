@@ -1,4 +1,4 @@
-"""The command line without a model named: the built-in checkpoint, offline, and what is said of it."""
+"""The command line without a model named: the built-in checkpoint, offline, and the notice about it."""
 
 from __future__ import annotations
 

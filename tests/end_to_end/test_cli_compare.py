@@ -59,7 +59,7 @@ def test_a_large_photo_is_scaled_down(tiny_sd: Path, monkeypatch: pytest.MonkeyP
     for index, size in enumerate(([], ["--size", 128], ["--size", 500])):
         words = (*QUICK, *size, "-o", f"{index}.png")
         done("compare", "large.png", "80,40,200,120", "-m", tiny_sd, *words)
-    # The first is what the checkpoint likes; a photo is not blown up.
+    # The first is the checkpoint's own size; a photo is not enlarged.
     assert sizes == [((64, 32), (64, 32)), ((128, 64), (128, 64)), ((320, 160), (320, 160))]
 
 

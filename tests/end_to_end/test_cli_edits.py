@@ -33,7 +33,7 @@ def pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if a model is loaded: what is wrong must show before."""
+    """Fail if a model is loaded: errors must show before."""
 
     def load(*args: Any, **kwargs: Any) -> None:
         pytest.fail("a model was loaded for a request that cannot be met")
@@ -246,7 +246,7 @@ BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
     "folder as photo": ([".", "mask.png"], "is a folder"),
     "missing mask": (["photo.png", "nothere.png"], "MASK: 'nothere.png'"),
     "url that fails": (["http://127.0.0.1:9/photo.png", "mask.png"], "could not be downloaded"),
-    "mask of another size": (["photo.png", "small.png"], "MASK: The mask is 8x8 but the photo is 80x64"),
+    "mask of another size": (["photo.png", "small.png"], "MASK: The mask is 8x8 but the photo"),
     "black mask": (["photo.png", "black.png"], "empty"),
     "white mask": (["photo.png", "white.png"], "invert"),
     "ambiguous mask": (["photo.png", "cutout.png"], "--mask-mode"),

@@ -1,4 +1,4 @@
-"""`retouch info`: every kind of file that people have is told for what it is."""
+"""`retouch info`: every kind of file is recognised."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_pull_fetches_what_loading_needs_and_nothing_else(hub: Any, tiny_sd_chec
     hub.add(SD15, tiny_sd_checked)
     result = done("models", "pull", "sd15-inpaint")
     assert SD15 in result.stdout and SHORT_NAMES["sd15-inpaint"].licence in result.stderr
-    assert not any("safety" in name for name in hub.files_sent)  # 1.2 GB that nobody asked for
+    assert not any("safety" in name for name in hub.files_sent)  # 1.2 GB that loading does not need
     hub.forget()
     AutoPipelineForInpainting.from_pretrained(SD15)
     assert hub.requests == []
@@ -68,7 +68,7 @@ def test_pull_a_single_file(hub: Any, tiny_single_file: Any, tmp_path: Path) -> 
     source, _ = tiny_single_file("tiny_sd")
     (tmp_path / "own.safetensors").write_bytes(source.read_bytes())
     hub.add("org/files", tmp_path)
-    # A tiny one is of no published kind: it is fetched, and that is all that pull is for.
+    # The tiny file is no published checkpoint, so it cannot be loaded, only fetched.
     answer = answered("models", "pull", "org/files/own.safetensors")
     assert Path(answer["places"][0]).read_bytes() == source.read_bytes()
 

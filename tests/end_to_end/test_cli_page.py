@@ -23,7 +23,7 @@ def test_examples(
     hub: Any, tiny_sd: Path, tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Time is all that the examples' steps and sizes cost here.
+    # Fewer steps and smaller sizes only save time here.
     monkeypatch.setattr(verbs, "given", lambda *groups: {**options.given(*groups), "steps": 2, "size": 64})
     monkeypatch.setitem(comparison._SETTINGS, "steps", ("num_inference_steps", lambda text: 2))
     hub.add(SHORT_NAMES["sd15-inpaint"].repository, tiny_sd_inpaint)

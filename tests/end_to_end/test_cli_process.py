@@ -1,4 +1,4 @@
-"""The command line as a process of its own: how quick, what it imports, exit codes, a terminal, Ctrl-C."""
+"""The command line in its own process: start time, imports, exit codes, a terminal, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print("heavy:", *sorted(set({HEAVY}) & set(sys.modules)))
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the time that a process took")
 def test_help_is_quick() -> None:
-    """Its processor time, since a busy machine makes any process wait; the best of three."""
+    """Return the best processor time of three runs; a busy machine makes the clock time useless."""
     taken = []
     for _ in range(3):
         command = [sys.executable, "-m", "retouch.cli", "--help"]
@@ -124,11 +124,11 @@ def in_terminal(command: list[str], folder: Path, until: tuple[bytes, ...]) -> t
     for name in ("TMUX", "STY"):
         environment.pop(name, None)
 
-    def heed_interrupts() -> None:  # shells start what runs in the background with these ignored
+    def accept_interrupts() -> None:  # shells start background processes with these ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = subprocess.Popen(
-        command, stdin=its, stdout=its, stderr=its, cwd=folder, env=environment, preexec_fn=heed_interrupts
+        command, stdin=its, stdout=its, stderr=its, cwd=folder, env=environment, preexec_fn=accept_interrupts
     )
     os.close(its)
     shown, interrupted, deadline = b"", False, time.monotonic() + 120
@@ -137,7 +137,7 @@ def in_terminal(command: list[str], folder: Path, until: tuple[bytes, ...]) -> t
             if select.select([ours], [], [], 0.1)[0]:
                 try:
                     shown += os.read(ours, 65536)
-                except OSError:  # Linux's way to say that the other side is closed
+                except OSError:  # on Linux, the other side is closed
                     break
             if not interrupted and all(mark in shown for mark in until):
                 process.send_signal(signal.SIGINT)

@@ -66,7 +66,7 @@ def picture(mode: str, width: int, height: int, seed: int) -> Image.Image:
 
 
 def as_file(image: Image.Image, orientation: int) -> tuple[bytes, str]:
-    """A file with everything that has to come back, and its ending."""
+    """Return a file with all the metadata that has to come back, and its ending."""
     exif = Image.Exif()
     exif[DESCRIPTION] = "a park"
     if orientation > 1:
@@ -238,7 +238,7 @@ def test_variations_do_not_depend_on_each_other(
 @given(requests(), some.sampled_from(["regular", "inpainting", "xl"]))
 def test_the_settings_repeat_the_edit(editors: dict[str, Editor], request: Any, family: str) -> None:
     image, orientation, verb, mask, options = request
-    options.pop("seed")  # drawn, and told
+    options.pop("seed")  # drawn at random, and in the settings
     content, _ = as_file(image, orientation)
     edit = perform(editors[family], verb, content, mask, options)
     if edit is None:
@@ -361,7 +361,7 @@ def test_a_photo_on_its_side_is_edited_upright(editors: dict[str, Editor]) -> No
 def test_saved_as_jpeg_with_a_note(editors: dict[str, Editor], tmp_path: Path, large: bool) -> None:
     photo = picture("CMYK" if large else "RGB", 40, 40, 1)
     edit = editors["regular"].inpaint(photo, (5, 5, 20, 20), **FAST)
-    with pytest.warns(UserWarning, match=r"JPEG compresses the whole picture anew.*\.png"):
+    with pytest.warns(UserWarning, match=r"JPEG compresses the whole picture again.*\.png"):
         path = edit.save(tmp_path / "result.jpg")
     with Image.open(path) as saved:
         assert saved.format == "JPEG" and saved.mode == photo.mode

@@ -1,4 +1,4 @@
-"""What holds for any picture and any mask."""
+"""Properties of any picture and any mask."""
 
 from __future__ import annotations
 

@@ -102,9 +102,9 @@ def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
 def notice(choice: str) -> str:
     """Return the notice that no model was named; `choice` is how the caller would name one."""
     return (
-        "No model is named, so the built-in one paints: 128 pixels, about 100 things by name "
-        "(`retouch models show builtin` lists them). For more, get a full-size one "
-        f"(`retouch models pull sd15-inpaint`) and give {choice}."
+        "No model is named, so the built-in one paints: 128 pixels, about 100 things by name (`retouch "
+        "models show builtin` lists them). For more, get a full-size one (`retouch models pull "
+        f"sd15-inpaint`) and give {choice}."
     )
 
 

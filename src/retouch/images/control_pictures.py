@@ -1,7 +1,7 @@
-"""Control pictures that need no weights: edges, scribbles, a coarse copy, and what inpainting nets look at.
+"""Control pictures that need no weights: edges, scribbles, a coarse copy, and the inpaint condition.
 
-Each function takes a picture and gives one of the same size. Depth, poses and the like are found by models
-that are not part of this library; their pictures are used as they are.
+Each function takes a picture and returns one of the same size. Depth, poses and the like come from models
+that are not part of this library; their pictures are used unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_inpaint_condition(image: Image.Image, mask: Image.Image) -> Tensor:
-    """The picture as (1, 3, height, width) values from 0 to 1, with -1 where the mask is white."""
+    """Return the picture as (1, 3, height, width) values from 0 to 1, with -1 where the mask is white."""
     import torch  # takes a second, which callers that only open pictures need not spend
 
     from retouch.images.mask import Mask
@@ -37,8 +37,8 @@ def make_inpaint_condition(image: Image.Image, mask: Image.Image) -> Tensor:
 
 
 def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Image:
-    """White edges on black. Steps over `high` begin an edge, and those over `low` go on with it."""
-    import cv2  # takes a tenth of a second, and only edges and scribbles need it
+    """Return white edges on black. Steps over `high` begin an edge, and steps over `low` continue it."""
+    import cv2  # takes a tenth of a second; only edges and scribbles need it
 
     if not 0 <= low <= high:
         raise InputError(
@@ -50,10 +50,10 @@ def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Imag
 
 
 def scribble(image: Image.Image, threshold: float = 32) -> Image.Image:
-    """White strokes on black, like a quick drawing of the picture; a higher threshold leaves fewer.
+    """Return white strokes on black, like a quick drawing; a higher threshold leaves fewer strokes.
 
-    They are where the picture is darker than its surroundings ("XDoG: An eXtended difference-of-Gaussians
-    compendium").
+    Strokes are drawn where the picture is darker than its surroundings ("XDoG: An eXtended
+    difference-of-Gaussians compendium").
     """
     import cv2
 
@@ -69,7 +69,7 @@ def scribble(image: Image.Image, threshold: float = 32) -> Image.Image:
 
 
 def tile(image: Image.Image, factor: float = 1) -> Image.Image:
-    """The picture itself, or a coarse copy that leaves details of up to `factor` pixels to the model."""
+    """Return the picture, or a coarse copy that leaves details of up to `factor` pixels to the model."""
     picture = plain_rgb(image)
     if not 1 <= factor <= max(picture.size):
         raise InputError(

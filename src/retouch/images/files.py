@@ -1,7 +1,7 @@
-"""Pictures from where they lie: a file, a URL, bytes in memory; and several of them in one grid.
+"""Loading pictures from files, URLs and bytes; and several pictures in one grid.
 
-A picture that comes out is upright (EXIF orientation applied) and complete: what is broken or not
-a picture is reported here, not later in the middle of a run.
+A loaded picture is upright (EXIF orientation applied) and complete: broken files and other files are
+reported here, not later in the middle of a run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from retouch.images.modes import eight_bit, require_picture
 ImageSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, Image.Image]
 
 MAX_DOWNLOAD_BYTES = 256 * 2**20
-DOWNLOAD_SILENCE_S = 20.0  # without a byte arriving
-DOWNLOAD_TOTAL_S = 300.0  # a server that drips one byte at a time is given up, too
+DOWNLOAD_SILENCE_S = 20.0  # longest time without a byte
+DOWNLOAD_TOTAL_S = 300.0  # longest time in all, for servers that send one byte at a time
 
 _ACCEPTED = "a path, an http(s) or data: URL, bytes, an open binary file or a PIL picture"
 
@@ -36,7 +36,7 @@ _ACCEPTED = "a path, an http(s) or data: URL, bytes, an open binary file or a PI
 def load_image(
     image: ImageSource, convert_method: Callable[[Image.Image], Image.Image] | None = None
 ) -> Image.Image:
-    """Load a picture as RGB, or as `convert_method` makes it from the file's own mode.
+    """Load a picture as RGB, or return what `convert_method` makes of it in the file's own mode.
 
     16-bit greyscale is scaled to 8 bits. Transparency is dropped, not composited.
     """
@@ -66,9 +66,9 @@ def load_image(
 def make_image_grid(
     images: Sequence[Image.Image], rows: int, cols: int, resize: int | None = None
 ) -> Image.Image:
-    """Put rows * cols pictures into one, row by row; the first one's size is that of a cell.
+    """Put rows * cols pictures into one, row by row; cells have the size of the first picture.
 
-    `resize`: make every picture a square of this side first.
+    `resize` makes every picture a square of this side first.
     """
     pictures = list(images)
     if rows < 1 or cols < 1 or len(pictures) != rows * cols:
@@ -82,7 +82,7 @@ def make_image_grid(
     if resize is not None:
         if resize < 1:
             raise InputError(
-                f"resize is {resize}. A side of at least 1 pixel is accepted. Pass 256, say.",
+                f"resize is {resize}. A side of at least 1 pixel is accepted. Pass 256, for example.",
                 parameter="resize",
             )
         pictures = [picture.resize((resize, resize)) for picture in pictures]
@@ -101,7 +101,7 @@ def _shown(source: object) -> str:
 def _existing_file(path: Path) -> Path:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, say: base64 without its data: in front
+    except (OSError, ValueError):  # for example a name that is too long: base64 without "data:" before it
         is_file = is_folder = False
     if not is_file:
         found = "is a folder" if is_folder else "is neither a file nor a URL that we can read"
@@ -133,11 +133,11 @@ def _decoded(
 def _finished(
     picture: Image.Image, name: str, convert_method: Callable[[Image.Image], Image.Image] | None
 ) -> Image.Image:
-    # Pillow reads 16 bits for each colour as 8; the file's own tiles say so, until they are read.
+    # Pillow reads 16 bits for each colour as 8; only the file's tiles show it, and only before they are read.
     is_cut = not picture.mode.startswith("I") and ";16" in str(getattr(picture, "tile", ""))
     try:
-        upright = ImageOps.exif_transpose(picture)  # reads all pixels: a copy, even where nothing turns
-        # What the copy forgets, for a convert_method that wants to know the file.
+        upright = ImageOps.exif_transpose(picture)  # reads all pixels, and is a copy even without a turn
+        # The copy loses these, which some convert_methods need.
         upright.format, upright.n_frames = picture.format, getattr(picture, "n_frames", 1)  # type: ignore[attr-defined]
         upright.is_cut = is_cut  # type: ignore[attr-defined]
         if picture.format == "TIFF" and "exif" not in upright.info:
@@ -152,12 +152,12 @@ def _finished(
     return ready if convert_method is None else convert_method(ready)
 
 
-# Of a TIFF's tags those that describe the photo, not the file: title, camera, time, author, XMP, EXIF, GPS.
+# The tags of a TIFF that describe the photo, not the file: title, camera, time, author, XMP, EXIF, GPS.
 _DESCRIBING = (270, 271, 272, 305, 306, 315, 316, 700, 33432, 34665, 34853)
 
 
 def _description(picture: Image.Image) -> bytes:
-    """What a TIFF says of its photo, as other formats say it."""
+    """Return the tags that describe a TIFF's photo, as the EXIF block of other formats."""
     described = Image.Exif()
     for tag, value in picture.getexif().items():
         if tag in (0x8769, 0x8825):
@@ -171,8 +171,8 @@ def _not_a_picture(name: str, error: Exception) -> InputError:
     reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
     return InputError(
         f"{name} cannot be read as a picture{reason}: it is broken, cut off, or of another kind. Accepted "
-        "are whole files of the formats that Pillow reads (PNG, JPEG, WebP, TIFF, GIF, ...). Open it in a "
-        "picture viewer and save it again as PNG; for HEIC, import and register pillow-heif first.",
+        "are complete files of the formats that Pillow reads (PNG, JPEG, WebP, TIFF, GIF, ...). Open it in "
+        "a picture viewer and save it again as PNG; for HEIC, import and register pillow-heif first.",
         parameter="image",
     )
 
@@ -203,7 +203,7 @@ def _data_url(url: str) -> bytes:
 def _download(url: str) -> bytes:
     address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")
     try:
-        # Some hosts refuse Python's own name.
+        # Some hosts refuse Python's default name.
         request = urllib.request.Request(address, headers={"User-Agent": "retouch"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SILENCE_S) as response:
             return _body(response, url)
@@ -219,7 +219,7 @@ def _download(url: str) -> bytes:
 
 
 def _body(response: http.client.HTTPResponse, url: str) -> bytes:
-    """Read in pieces, so that neither an endless nor an endlessly slow answer holds us."""
+    """Read in pieces, so that an endless or endlessly slow answer is given up."""
     expected = int(response.headers.get("Content-Length", -1))
     deadline = time.monotonic() + DOWNLOAD_TOTAL_S
     body = bytearray()

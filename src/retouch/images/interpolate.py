@@ -1,4 +1,4 @@
-"""Filling a hole in a field of numbers from what is around it: smooth, without a model.
+"""Smooth interpolation: unknown values in a field of numbers from the known ones around them.
 
 `pull_push` is a weighted average over growing neighbourhoods; `harmonic` solves Laplace's equation with the
 known values as its boundary, as gradient-domain joins need.
@@ -10,11 +10,14 @@ import cv2
 import numpy as np
 
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
-_SWEEPS = 40  # relaxations on each level of the pyramid; the coarse ones have done the far distances
+_SWEEPS = 40  # relaxations on each level of the pyramid; coarser levels have covered larger distances
 
 
 def pull_push(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`values` (height, width, channels) where `known` (height, width) is 1, blended in where it is less."""
+    """Return `values` (height, width, channels) with those replaced whose `known` (height, width) is not 1.
+
+    Where `known` is between 0 and 1, old and new are blended.
+    """
     values, known = values.astype(np.float32), known.astype(np.float32)[..., None]
     if min(values.shape[:2]) == 1 and max(values.shape[:2]) == 1:
         return values
@@ -26,7 +29,7 @@ def pull_push(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def harmonic(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The smoothest continuation: inside, each value is the mean of its four neighbours."""
+    """Return `values` with the unknown ones replaced so that each is the mean of its four neighbours."""
     values, known = values.astype(np.float32), known > 0
     if known.all() or not known.any():
         return values
@@ -46,14 +49,14 @@ def harmonic(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _halved(field: np.ndarray) -> np.ndarray:
-    """Means of 2x2 blocks; an odd last row or column counts twice."""
+    """Return the means of 2x2 blocks; an odd last row or column counts twice."""
     height, width = field.shape[:2]
     field = np.pad(field, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return (field[::2, ::2] + field[1::2, ::2] + field[::2, 1::2] + field[1::2, 1::2]) / 4
 
 
 def _doubled(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Bilinear, with the centres of the coarse cells where `_halved` took them."""
+    """Double the resolution bilinearly; the centres of the coarse cells are those of `_halved`."""
     for axis, length in ((0, shape[0]), (1, shape[1])):
         at = ((np.arange(length) + 0.5) / 2 - 0.5).clip(0, field.shape[axis] - 1)
         low = np.floor(at).astype(int)

@@ -1,4 +1,4 @@
-"""What Pillow's modes mean: any picture to plain 8-bit colour or grey, and an answer about alpha.
+"""Pictures of any Pillow mode as plain 8-bit colour or grey, and the refusal of transparency.
 
 No file is read here and nothing is resized.
 """
@@ -14,7 +14,7 @@ from retouch.errors import InputError
 
 
 def require_picture(image: Any, parameter: str) -> Image.Image:
-    """Refuse what is not a Pillow picture with at least one pixel."""
+    """Return a Pillow picture with at least one pixel; refuse anything else."""
     if not isinstance(image, Image.Image):
         raise InputError(
             f"{parameter} is a {type(image).__name__}. A PIL.Image.Image is accepted here. "
@@ -31,10 +31,10 @@ def require_picture(image: Any, parameter: str) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel is less than fully opaque.
+    """Return True if any pixel is less than fully opaque.
 
-    A colour key on "L" or "RGB" does not count: Pillow keeps it as a note even after
-    `convert("RGB")`, so whoever dropped the transparency by hand would be told to do it again.
+    A colour key on "L" or "RGB" does not count: Pillow keeps it in `info` even after `convert("RGB")`, so a
+    picture whose transparency was dropped on purpose would be refused again.
     """
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -43,17 +43,17 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the picture has one channel of more than 8 bits; Pillow's `convert` would clip it."""
+    """Return True if the picture has one channel of more than 8 bits, which Pillow's `convert` clips."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def deep_values(image: Image.Image, parameter: str = "image") -> np.ndarray:
-    """A deep picture as floats from 0 to 1."""
+    """Return a deep picture as floats from 0 to 1."""
     return np.asarray(image).astype(np.float64) / deep_white(image, parameter)
 
 
 def deep_white(image: Image.Image, parameter: str = "image") -> float:
-    """The value that is white in a deep picture; values beyond it are refused.
+    """Return the value of white in a deep picture; values beyond it are refused.
 
     "I;16" is 16-bit. "I" and "F" say nothing about their scale, so the largest value decides: "I" up
     to 255 is 8-bit, else 16-bit; "F" up to 1 is a fraction, else 8-bit.
@@ -75,16 +75,16 @@ def deep_white(image: Image.Image, parameter: str = "image") -> float:
 
 
 def eight_bit(image: Image.Image, parameter: str = "image") -> Image.Image:
-    """The picture in a mode that `convert("RGB")` and `convert("L")` take without clipping or warning."""
+    """Return the picture in a mode that `convert("RGB")` and `convert("L")` take without loss or warning."""
     if is_deep(image):
         return Image.fromarray(np.rint(deep_values(image, parameter) * 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")  # straight to RGB or L, Pillow warns
+        return image.convert("RGBA")  # Pillow warns of a conversion straight to RGB or L
     return image
 
 
 def plain_rgb(image: Image.Image, parameter: str = "image") -> Image.Image:
-    """An opaque picture of any mode as RGB; a transparent one is refused."""
+    """Return an opaque picture of any mode as RGB; a transparent one is refused."""
     require_picture(image, parameter)
     if is_transparent(image):
         raise InputError(
@@ -97,7 +97,7 @@ def plain_rgb(image: Image.Image, parameter: str = "image") -> Image.Image:
 
 
 def luminance(mask: Image.Image, parameter: str = "mask_image") -> Image.Image:
-    """The brightness of a mask of any mode as "L"; one with a transparent part is refused."""
+    """Return the brightness of a mask of any mode as "L"; a partly transparent mask is refused."""
     refuse_transparent_mask(mask, parameter)
     return _converted(mask, "L", parameter)
 
@@ -107,7 +107,7 @@ def refuse_transparent_mask(mask: Image.Image, parameter: str = "mask_image") ->
     if is_transparent(mask):
         raise InputError(
             f"{parameter} has an alpha channel that is not fully opaque (mode {mask.mode}), so the "
-            "hole could be meant by its brightness or by its alpha. A mask without transparency is "
+            "mask could be its brightness or its alpha. A mask without transparency is "
             'accepted, where white means repaint. Pass mask.convert("RGBA").getchannel("A") for the '
             'alpha, or mask.convert("L") for the brightness.',
             parameter=parameter,

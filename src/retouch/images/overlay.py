@@ -1,4 +1,4 @@
-"""Putting the result back: the painted picture inside the mask, the original outside of it.
+"""Overlay of the original on the painted picture, outside the mask.
 
 Where the mask is black, every pixel is the original's, byte for byte.
 """
@@ -19,9 +19,9 @@ def apply_overlay(
     crop: tuple[int, int, int, int] | None = None,
     resample: str = "lanczos",
 ) -> Image.Image:
-    """Lay the kept part of `original` over `painted`, as RGB of the original's size.
+    """Return `painted` with the kept part of `original` over it, as RGB of the original's size.
 
-    `crop`: the box of the original that `painted` shows; it is scaled back to it first.
+    `crop` is the box of the original that `painted` shows; `painted` is scaled to it first.
     """
     for picture, name in (mask, "mask"), (original, "init_image"), (painted, "image"):
         require_picture(picture, name)
@@ -38,8 +38,8 @@ def apply_overlay(
                 f"{name}.resize(init_image.size), or pass crop_coords if the image shows a crop.",
                 parameter=name,
             )
-    # Premultiplied alpha: the colours of the half kept pixels are not lost to the empty canvas. The
-    # rounding of this detour is the reference's, so a soft mask gives the same bytes.
+    # With premultiplied alpha, half kept pixels do not mix with the empty canvas. The detour rounds as the
+    # reference does, so a soft mask gives the same bytes.
     kept = Image.new("RGBa", original.size)
     keep = ImageOps.invert(eight_bit(mask, "mask").convert("L"))
     kept.paste(original.convert("RGBA"), mask=keep)

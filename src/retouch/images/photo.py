@@ -1,7 +1,7 @@
-"""A photo as it came: what a model may paint on, and everything that has to come back unchanged.
+"""A photo in its own mode, which models paint on and which comes back unchanged everywhere else.
 
-The painted part is put into the photo's own mode: every stored value outside it stays the same byte, and
-size, mode, alpha, palette, profile and metadata stay what they were.
+The painted part is converted to the photo's mode: every stored value outside it stays the same byte, and
+size, mode, alpha, palette, profile and metadata stay the same.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from retouch.images.files import ImageSource, load_image
 from retouch.images.mask import Box
 from retouch.images.modes import deep_white, eight_bit, is_deep
 
-Patch = tuple[Box, np.ndarray, np.ndarray]  # where, (height, width, 3) of 8 bits, which of it to take
+Patch = tuple[Box, np.ndarray, np.ndarray]  # box, pixels (height, width, 3) of 8 bits, which of them to take
 
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "I;16", "I", "F", "1", "CMYK")
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".avif": "AVIF"}
-# Modes that a file type holds as they are. Pillow would convert others, or refuse them.
+# Modes that a file type holds unchanged. Pillow converts or refuses others.
 _TIFF = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "F", "CMYK")
 _HOLDS = {
     ".png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
@@ -41,19 +41,19 @@ _HOLDS = {
     ".tga": ("L", "LA", "P", "RGB", "RGBA"),
     ".gif": ("P",),
 }
-_XMP = "XML:com.adobe.xmp"  # as PNG calls it
+_XMP = "XML:com.adobe.xmp"  # the key in a PNG
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An upright picture in its own mode, with what its file said of it."""
+    """An upright picture in its own mode, with its file's metadata in `image.info`."""
 
     image: Image.Image
     format: str | None = None
 
     @classmethod
     def open(cls, source: ImageSource | np.ndarray | Photo) -> Photo:
-        """From a path, URL, bytes, PIL picture or array of 8-bit values; an animation is refused."""
+        """Open a path, URL, bytes, PIL picture or array of 8-bit values; an animation is refused."""
         if isinstance(source, Photo):
             return source
         if isinstance(source, np.ndarray):
@@ -63,7 +63,7 @@ class Photo:
         except InputError as error:
             raise InputError(str(error), parameter="photo") from error
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview or depth map behind it
+        if frames > 1 and image.format != "MPO":  # MPO: a phone's JPEG with a preview or depth map
             raise InputError(
                 f"The photo is an animation, or has pages: {frames} pictures. One is accepted. Choose it "
                 f"with photo.seek(index) and give photo.copy().",
@@ -79,13 +79,13 @@ class Photo:
             )
         if getattr(image, "is_cut", False):
             warnings.warn(
-                "The photo has 16 bits for each colour, of which 8 are read, so the result has 8. To keep "
-                "all of them, put the result's hole into the original in another program.",
+                "The photo has 16 bits for each colour, but only 8 are read, so the result has 8. To keep "
+                "all of them, paste the repainted part into the original in another program.",
                 stacklevel=2,
             )
         photo = cls(image, image.format)
         if is_deep(image):
-            photo._white  # noqa: B018  values that mean nothing are refused here
+            photo._white  # noqa: B018  refuses values outside the mode's range
         return photo
 
     @property
@@ -95,13 +95,13 @@ class Photo:
 
     @property
     def rgb(self) -> np.ndarray:
-        """What a model sees: (height, width, 3) of 8 bits, without transparency."""
+        """Pixels for a model: (height, width, 3) of 8 bits, without transparency."""
         return self.pixels((0, 0, *self.size))
 
     def pixels(self, box: Box) -> np.ndarray:
-        """A part of `rgb`."""
+        """Return a part of `rgb`."""
         part = self.image.crop(box)
-        if is_deep(part):  # by the whole photo's scale, not the part's own
+        if is_deep(part):  # scaled by the whole photo's white, not the part's
             levels = np.rint(np.asarray(part) * (255 / self._white)).astype(np.uint8)
             return np.repeat(levels[..., None], 3, axis=2)
         return np.array(eight_bit(part).convert("RGB"))
@@ -111,7 +111,7 @@ class Photo:
         return deep_white(self.image, "photo")
 
     def extended(self, left: int, top: int, right: int, bottom: int) -> tuple[Photo, np.ndarray]:
-        """The photo on a larger canvas, and where the canvas is new."""
+        """Return the photo on a larger canvas, and a boolean array that is true where the canvas is new."""
         width, height = self.size
         pixels, limit = (width + left + right) * (height + top + bottom), Image.MAX_IMAGE_PIXELS
         if limit is not None and pixels > 2 * limit:
@@ -123,14 +123,14 @@ class Photo:
         canvas = self.image.crop((-left, -top, width + right, height + bottom))
         new = np.ones((canvas.height, canvas.width), bool)
         new[top : top + height, left : left + width] = False
-        if canvas.mode in ("RGBA", "LA", "PA"):  # what is painted there is to be seen
+        if canvas.mode in ("RGBA", "LA", "PA"):  # opaque, so that the painted part is visible
             alpha = np.array(canvas.getchannel("A"))
             alpha[new] = 255
             canvas.putalpha(Image.fromarray(alpha))
         return replace(self, image=canvas), new
 
     def with_painted(self, patches: Iterable[Patch]) -> Image.Image:
-        """The photo with the patches' pixels where each says, all else to the byte."""
+        """Return the photo with the chosen pixels of each patch; all other bytes stay the same."""
         result = self.image.copy()
         for box, painted, where in patches:
             part = self.image.crop(box)
@@ -143,7 +143,7 @@ class Photo:
         return result
 
     def _in_mode(self, pixels: np.ndarray) -> np.ndarray:
-        """(count, 3) of 8 bits as the photo's mode stores them."""
+        """Return pixels (count, 3) of 8 bits as the photo's mode stores them."""
         mode = self.image.mode
         if mode in ("P", "PA"):
             return self._nearest_colours(pixels)
@@ -158,12 +158,12 @@ class Photo:
         return grey
 
     def _nearest_colours(self, pixels: np.ndarray) -> np.ndarray:
-        """Indices into the palette that is there: a new one would change every pixel's meaning."""
+        """Return indices into the photo's palette: a new palette would change every pixel's meaning."""
         palette = np.array(self.image.getpalette("RGB"), np.float32).reshape(-1, 3)
         key = self.image.info.get("transparency") if self.image.mode == "P" else None
         alpha = np.frombuffer(key, np.uint8)[: len(palette)] if isinstance(key, bytes) else np.empty(0)
         hidden = np.array([key]) if isinstance(key, int) else np.flatnonzero(alpha < 255)
-        palette[hidden[hidden < len(palette)]] = 1e6  # what is transparent is never the nearest
+        palette[hidden[hidden < len(palette)]] = 1e6  # a transparent entry is never the nearest
         packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
         colours, back = np.unique(packed, return_inverse=True)
         colours = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.float32)
@@ -181,18 +181,18 @@ class Photo:
         text: dict[str, str] | None = None,
         quality: int | None = None,
     ) -> Path:
-        """Write a result with the photo's metadata; nothing half-written is left where it cannot be.
+        """Write a result with the photo's metadata; an error leaves no partial file.
 
-        `text` goes into a PNG's text. `quality` is that of JPEG, WebP and AVIF, 1 to 100. They compress
-        anew, which touches all pixels: said in a warning.
+        `text` goes into a PNG's text. `quality` is that of JPEG, WebP and AVIF, 1 to 100. These formats
+        compress all pixels again; a warning says so.
         """
         target = Path(path)
         suffix = target.suffix.lower()
         check_holds(target, image.mode)
         if suffix in _LOSSY:
             warnings.warn(
-                f"{_LOSSY[suffix]} compresses the whole picture anew, so pixels outside the mask change a "
-                "little too. Save as .png to keep them to the byte.",
+                f"{_LOSSY[suffix]} compresses the whole picture again, so pixels outside the mask change a "
+                "little too. Save as .png to keep them unchanged.",
                 stacklevel=2,
             )
         if quality is not None and not (suffix in _LOSSY and 1 <= quality <= 100):
@@ -230,7 +230,7 @@ class Photo:
             kept.setdefault(_XMP, info["xmp"].decode("utf-8", "replace"))
         chunk = PngImagePlugin.PngInfo()
         for key, value in {**kept, **text}.items():
-            if key == _XMP:  # readers look for it in this kind of chunk only
+            if key == _XMP:  # readers look for it only in this kind of chunk
                 chunk.add_itxt(key, value)
             else:
                 chunk.add_text(key, value)
@@ -238,11 +238,11 @@ class Photo:
 
 
 def check_holds(path: Path, mode: str) -> None:
-    """Refuse a file whose kind, told by its ending, cannot hold pictures of a mode as they are."""
+    """Refuse a file whose format, by its ending, cannot hold pictures of a mode unchanged."""
     allowed = _HOLDS.get(path.suffix.lower())
     if allowed is None:
         raise InputError(
-            f"{path.name!r} has no ending that names a picture format which keeps photos as they are. "
+            f"{path.name!r} has no ending that names a picture format which keeps photos unchanged. "
             f"Accepted are {', '.join(_HOLDS)}; give one of these.",
             parameter="path",
         )
@@ -281,7 +281,7 @@ def _copied_info(old: Image.Image, new: Image.Image) -> Image.Image:
 
 
 def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
-    """Through a file beside the target, so that a full disk or Ctrl-C leaves the old one or none."""
+    """Write through a file beside the target, so that a full disk or Ctrl-C leaves the old file or none."""
     temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         with open(temporary, "xb") as file:
@@ -292,10 +292,10 @@ def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
             raise _unsuitable(target, error) from error
         raise InputError(
             f"{target} cannot be written ({error.strerror or error}). A folder that exists, may be written "
-            "to and has room is needed; nothing was left there. Choose another place for the result.",
+            "to and has room is needed; no partial file was left. Choose another place for the result.",
             parameter="path",
         ) from error
-    except ValueError as error:  # metadata or sizes that a format has no room for
+    except ValueError as error:  # metadata or a size that the format cannot hold
         raise _unsuitable(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -304,6 +304,6 @@ def _write(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
 def _unsuitable(target: Path, error: Exception) -> InputError:
     return InputError(
         f"{target.name} cannot hold this picture ({error}). Formats differ in the sizes and in the metadata "
-        "that they hold; nothing was left there. Save as .png or .tif.",
+        "that they hold; no partial file was left. Save as .png or .tif.",
         parameter="path",
     )

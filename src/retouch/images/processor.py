@@ -1,7 +1,7 @@
-"""`VaeImageProcessor`: the familiar class behind `image_processor` and `mask_processor`.
+"""`VaeImageProcessor`: the class of `image_processor` and `mask_processor`, as in diffusers.
 
-Pictures, arrays and tensors to what a VAE takes, and back. It holds settings and no state of a
-request; the arithmetic of masks, sizes and overlays lives in the files beside it.
+It converts pictures, arrays and tensors to a VAE's input, and its output back. It holds settings and no state
+of a request; the arithmetic of masks, sizes and overlays is in the files beside it.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class VaeImageProcessor:
         resize_mode: str = "default",
         crops_coords: Box | None = None,
     ) -> Tensor:
-        """(batch, channels, height, width), -1 to 1 if `do_normalize`, else the range that was given.
+        """Return (batch, channels, height, width), -1 to 1 if `do_normalize`, else in the given range.
 
-        Arrays and tensors hold 0 to 1; a tensor with as many channels as the latents have is taken
-        for latents and returned as it is.
+        Arrays and tensors hold 0 to 1; a tensor with as many channels as the latents have counts as
+        latents and is returned unchanged.
         """
         items = list(image) if isinstance(image, list | tuple) else [image]
         name = "mask_image" if self.config.do_binarize or self.config.do_convert_grayscale else "image"
@@ -156,7 +156,7 @@ class VaeImageProcessor:
         return one_batch([self.numpy_to_pt(self.pil_to_numpy(picture)) for picture in pictures], name)
 
     def _readable(self, picture: Image.Image, name: str) -> Image.Image:
-        """Without clipping, and without a choice about transparency that nobody made."""
+        """Return a picture in a mode that converts without clipping; ambiguous transparency is refused."""
         require_picture(picture, name)
         if is_deep(picture):
             picture = eight_bit(picture, name)
@@ -194,7 +194,7 @@ class VaeImageProcessor:
     def postprocess(
         self, image: Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Decoded pixels: "pil" pictures, "np" or "pt" values from 0 to 1, "latent" as they are."""
+        """Return decoded pixels as "pil" pictures, "np" or "pt" values from 0 to 1, or "latent" unchanged."""
         if output_type not in OUTPUT_TYPES:
             raise InputError(
                 f"output_type is {output_type!r}. Accepted are {', '.join(OUTPUT_TYPES)}. Choose one.",
@@ -210,7 +210,7 @@ class VaeImageProcessor:
             return image
         if not bool(image.isfinite().all()):
             raise NumericsError(
-                "The pixels to be shown contain NaN or infinite values. Finite ones are needed. Load the "
+                "The decoded pixels contain NaN or infinite values. Finite ones are needed. Load the "
                 "pipeline, or its VAE alone, in float32 or bfloat16."
             )
         pixels = self._denormalized(image, do_denormalize)
@@ -234,7 +234,7 @@ class VaeImageProcessor:
     def get_default_height_width(
         self, image: Image.Image | np.ndarray | Tensor, height: int | None = None, width: int | None = None
     ) -> tuple[int, int]:
-        """The given size, or else the image's own, rounded down to multiples of the VAE's factor."""
+        """Return the given size, or else the image's own, rounded down to multiples of the VAE's factor."""
         if isinstance(image, Image.Image):
             own = image.height, image.width
         else:
@@ -244,8 +244,10 @@ class VaeImageProcessor:
         return height - height % factor, width - width % factor
 
     def resize(self, image: Any, height: int, width: int, resize_mode: str = "default") -> Any:
-        """A picture by the configured filter; a (batch, channels, height, width) tensor or an array
-        (batch, height, width, channels) by the nearest neighbour, stretched.
+        """Resize a picture with the configured filter, or an array or tensor by the nearest neighbour.
+
+        Tensors are (batch, channels, height, width), arrays (batch, height, width, channels); both are
+        stretched.
         """
         if isinstance(image, Image.Image):
             return resize_picture(
@@ -265,7 +267,7 @@ class VaeImageProcessor:
     def apply_overlay(
         self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
     ) -> Image.Image:
-        """`init_image` where the mask is black, `image` where it is white."""
+        """Return `init_image` where the mask is black and `image` where it is white."""
         return apply_overlay(mask, init_image, image, crop_coords, self.config.resample)
 
     @staticmethod
@@ -292,7 +294,7 @@ class VaeImageProcessor:
 
     @staticmethod
     def binarize(image: ArrayT) -> ArrayT:
-        """0 below 0.5, 1 from there; the input is left alone."""
+        """Return 0 below 0.5 and 1 from there; the input stays unchanged."""
         hard = image >= HALF
         return hard.to(image.dtype) if isinstance(image, Tensor) else hard.astype(image.dtype)
 
@@ -306,23 +308,23 @@ class VaeImageProcessor:
 
     @staticmethod
     def normalize(images: ArrayT) -> ArrayT:
-        """0..1 to -1..1."""
+        """Map 0..1 to -1..1."""
         return 2.0 * images - 1.0
 
     @staticmethod
     def denormalize(images: ArrayT) -> ArrayT:
-        """-1..1 to 0..1, clamped."""
+        """Map -1..1 to 0..1, clamped."""
         return (images * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod
     def pil_to_numpy(images: Image.Image | list[Image.Image]) -> np.ndarray:
-        """(batch, height, width[, channels]), the 8-bit values divided by 255."""
+        """Return (batch, height, width[, channels]), the 8-bit values divided by 255."""
         pictures = images if isinstance(images, list) else [images]
         return np.stack([np.asarray(picture, np.float32) / 255 for picture in pictures])
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
-        """Floats 0..1 of (height, width, channels), or a batch of that, to pictures."""
+        """Return floats 0..1 of (height, width, channels), or a batch of that, as pictures."""
         if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or images.dtype.kind != "f":
             raise InputError(
                 f"images is {described(images)}. A float array (batch, height, width, channels) with "
@@ -344,17 +346,17 @@ class VaeImageProcessor:
 
     @staticmethod
     def numpy_to_pt(images: np.ndarray) -> Tensor:
-        """(batch, height, width[, channels]) to (batch, channels, height, width)."""
+        """Convert (batch, height, width[, channels]) to (batch, channels, height, width)."""
         return torch.from_numpy((images if images.ndim == 4 else images[..., None]).transpose(0, 3, 1, 2))
 
     @staticmethod
     def pt_to_numpy(images: Tensor) -> np.ndarray:
-        """(batch, channels, height, width) to (batch, height, width, channels) in float32."""
+        """Convert (batch, channels, height, width) to (batch, height, width, channels) in float32."""
         return images.detach().cpu().permute(0, 2, 3, 1).float().numpy()
 
 
 class IPAdapterMaskProcessor(VaeImageProcessor):
-    """Masks of where the images of an IP-Adapter count: hard, 1 = here, (masks, 1, height, width)."""
+    """Processor of IP-Adapter masks: hard, 1 where an image counts, (masks, 1, height, width)."""
 
     def __init__(
         self,

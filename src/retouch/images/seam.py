@@ -1,4 +1,4 @@
-"""How visible the edge of a repainted area is, as one number.
+"""The seam score: the visibility of a repainted area's edge as one number.
 
 A sharp edge jumps between neighbouring pixels. One hidden under a feather does not, but the colours on its
 two sides may still differ, over as many pixels as the feather is wide. So the jump is measured at several

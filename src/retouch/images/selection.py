@@ -1,7 +1,7 @@
-"""Marking a part of a photo: an ellipse, a colour, what is transparent, or the object in a box.
+"""Marking a part of a photo: an ellipse, a colour, the transparent part, or the object in a box.
 
-Each function gives (height, width), true or 1 where it is marked; `Mask.of_photo` takes and joins them.
-Boxes and polygons it reads itself.
+Each function returns (height, width), true or 1 where the photo is marked; `Mask.of_photo` joins them, and
+reads boxes and polygons itself.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from PIL import Image, ImageColor
 
 from retouch.errors import InputError
 
-# GrabCut's time grows with the pixels, its answer hardly gets better.
+# GrabCut takes longer at a higher resolution, with hardly a better result.
 _GRABCUT_SIDE = 640
 _GRABCUT_ROUNDS = 5
 
 
 def ellipse(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    """The ellipse that touches the sides of a box (left, top, right, bottom), in a photo of `size`."""
+    """Return the ellipse that touches the sides of a box (left, top, right, bottom), in a photo of `size`."""
     left, top, right, bottom = box
     if not (left < right and top < bottom):
         raise InputError(
@@ -34,7 +34,7 @@ def ellipse(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
 
 
 def of_color(pixels: np.ndarray, color: str, tolerance: float = 32) -> np.ndarray:
-    """Where no channel of `pixels` (height, width, 3) is more than `tolerance` of 255 levels from `color`."""
+    """Return where each channel of `pixels` (height, width, 3) is within `tolerance` levels of `color`."""
     try:
         wanted = ImageColor.getrgb(color)[:3]
     except ValueError:
@@ -53,7 +53,7 @@ def of_color(pixels: np.ndarray, color: str, tolerance: float = 32) -> np.ndarra
 
 
 def transparent(image: Image.Image) -> np.ndarray:
-    """How transparent each pixel is, 0 to 1: the hole of a photo whose hole was erased in an editor."""
+    """Return the transparency of each pixel, 0 to 1: the part of a photo that was erased in an editor."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         raise InputError(
             f"The photo (mode {image.mode}) has no alpha channel, so nothing in it is transparent. Erase the "
@@ -64,7 +64,7 @@ def transparent(image: Image.Image) -> np.ndarray:
 
 
 def object_in(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """The object that lies wholly within a box (x, y, width, height), told from what is around (GrabCut)."""
+    """Return the object inside a box (x, y, width, height), separated from its surroundings by GrabCut."""
     height, width = pixels.shape[:2]
     left, top = max(0, round(box[0])), max(0, round(box[1]))
     right, bottom = min(width, round(box[0] + box[2])), min(height, round(box[1] + box[3]))
@@ -74,7 +74,7 @@ def object_in(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
             f"which is {width}x{height}. Draw it a little larger than the object.",
             parameter="grabcut",
         )
-    # Only what is near the box tells what the background looks like.
+    # The background next to the box is enough to learn from.
     margin = max(8, max(right - left, bottom - top) // 3)
     around = (
         slice(max(0, top - margin), min(height, bottom + margin)),
@@ -91,15 +91,15 @@ def object_in(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     found[around] = _cut(part, (left - around[1].start, top - around[0].start, right - left, bottom - top))
     if not found.any():
         raise InputError(
-            f"Nothing in the box {tuple(box)} stands out from what is around it. GrabCut needs an object of "
-            f"other colours than its background. Try a tighter box, or draw a polygon.",
+            f"Nothing in the box {tuple(box)} stands out from its surroundings. GrabCut needs an object of "
+            "other colours than its background. Try a tighter box, or draw a polygon.",
             parameter="grabcut",
         )
     return found
 
 
 def _cut(part: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """GrabCut at a bounded size."""
+    """Run GrabCut at a bounded size."""
     height, width = part.shape[:2]
     scale = min(1.0, _GRABCUT_SIDE / max(height, width))
     small = (max(4, round(width * scale)), max(4, round(height * scale)))
@@ -107,7 +107,7 @@ def _cut(part: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     x, y = (round(value * scale) for value in box[:2])
     inner = (x, y, max(1, round(box[2] * scale)), max(1, round(box[3] * scale)))
     labels = np.zeros(picture.shape[:2], np.uint8)
-    cv2.setRNGSeed(0)  # it starts from random clusters; the same photo shall give the same mask
+    cv2.setRNGSeed(0)  # GrabCut starts from random clusters; the same photo must give the same mask
     try:
         cv2.grabCut(
             picture,
@@ -118,7 +118,7 @@ def _cut(part: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
             _GRABCUT_ROUNDS,
             cv2.GC_INIT_WITH_RECT,
         )
-    except cv2.error:  # a plain surface, in which there is nothing to tell apart
+    except cv2.error:  # a plain surface, which has no clusters
         return np.zeros((height, width), bool)
     inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     return cv2.resize(inside, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5

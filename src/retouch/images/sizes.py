@@ -1,4 +1,4 @@
-"""Bringing pictures and tensors to a size and back: Pillow resizing, padding to a multiple.
+"""Resizing pictures with Pillow, padding tensors to a multiple, and the way back.
 
 The resizing has the reference's arithmetic, so that the model sees the same pixels.
 """
@@ -33,7 +33,7 @@ def resize_picture(
     """Resize to exactly width x height.
 
     "default" stretches, "fill" keeps the aspect and fills the two free strips from the picture's
-    edges, "crop" keeps the aspect and cuts what is too much.
+    edges, "crop" keeps the aspect and cuts the sides that do not fit.
     """
     require_picture(image, "image")
     require_size(width, height)
@@ -60,7 +60,7 @@ def resize_picture(
 
 
 def fill_pixels(pixels: Tensor, width: int, height: int) -> Tensor:
-    """The "fill" of `resize_picture` for (batch, channels, height, width), by the nearest neighbour."""
+    """Resize (batch, channels, height, width) as `resize_picture` with "fill", by the nearest neighbour."""
     given_height, given_width = pixels.shape[-2:]
     inner_width, inner_height = _size_keeping_aspect(given_width, given_height, width, height)
     scaled = torch.nn.functional.interpolate(pixels, size=(inner_height, inner_width))
@@ -104,5 +104,5 @@ def pad_pixels(pixels: Tensor, multiple: int) -> Tensor:
 
 
 def crop_to(pixels: Tensor, height: int, width: int) -> Tensor:
-    """The first rows and columns: what was there before the padding."""
+    """Return the first rows and columns, without the padding."""
     return pixels[..., :height, :width]

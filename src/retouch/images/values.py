@@ -52,9 +52,9 @@ def as_tensor(values: Any, parameter: str) -> Tensor:
 
 
 def fractions(values: Tensor, parameter: str, *, flags: bool = False) -> Tensor:
-    """Integers as fractions of white (float32), and floats as they are; NaN and infinities are refused.
+    """Return integers as fractions of white (float32) and floats unchanged; NaN and infinity are refused.
 
-    `flags`: integers whose largest value is 1 are 0/1 flags. A mask may be so, a dark photo not.
+    With `flags`, integers whose largest value is 1 are 0/1 flags. That fits masks, but not dark photos.
     """
     if values.is_complex():
         raise InputError(
@@ -87,7 +87,7 @@ def fractions(values: Tensor, parameter: str, *, flags: bool = False) -> Tensor:
 
 
 def require_range(values: Tensor, low: float, parameter: str) -> None:
-    """Refuse values outside of low..1, but for the rounding of a resize or of half precision."""
+    """Refuse values outside of low..1, with room for the rounding of a resize or of half precision."""
     smallest, largest, slack = float(values.min()), float(values.max()), 1e-3
     if smallest < low - slack or largest > 1 + slack:
         advice = "Divide them by 255" if smallest >= 0 and largest > 2 else "Scale or clamp them"

@@ -1,4 +1,4 @@
-"""What the editing layer does with the checkpoint that ships: its settings, its crops, its vocabulary."""
+"""The editing layer with the built-in checkpoint: its settings, its crops, its vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs to survive: each is answered in one clear sentence before the model runs, or simply works."""
+"""Hostile inputs: each is refused with a clear message before the model runs, or works."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def encoded(kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes = b"", *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG that says what it likes of itself."""
+    """Return a PNG whose header may contradict its data."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(name + content)
@@ -233,7 +233,7 @@ def test_text_chunks_of_any_kind_come_back(editor: Editor, tmp_path: Path) -> No
 
 
 def test_a_hundred_megapixels_take_bounded_memory(tiny_sd_inpaint: Path, tmp_path: Path) -> None:
-    """Photo and result take 8 bytes a pixel in Pillow, the mask 1 or 2; all else is of the crop's size."""
+    """Photo and result take 8 bytes a pixel in Pillow, the mask 4 or 5; all else is of the crop's size."""
     Image.new("RGB", (10_000, 10_000), "teal").save(tmp_path / "photo.png", compress_level=1)
     code = """
 import resource, sys, torch, retouch

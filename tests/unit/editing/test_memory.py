@@ -1,4 +1,4 @@
-"""When memory runs out in the middle: less at once, said in words, and nothing left behind."""
+"""When memory runs out during an edit: less at once, with a warning, and no memory left over."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def editor(tiny_sd_inpaint: Path) -> Editor:
 
 
 class Fails:
-    """A module's forward that runs out of memory the first few times, or as long as it is given much."""
+    """A module's forward that runs out of memory the first few times, or while its input is large."""
 
     def __init__(self, times: int, error: type[BaseException], largest: int = 0) -> None:
         self.times, self.error, self.largest, self.seen = times, error, largest, []

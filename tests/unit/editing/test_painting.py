@@ -1,4 +1,4 @@
-"""What of a crop the pipeline is given, and what becomes of its answer."""
+"""Painting a crop: the arguments of the pipeline's call, and the use of its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def editor(request: pytest.FixtureRequest) -> Editor:
 
 
 class Calls:
-    """Stands before a pipeline's calls: notes their arguments, and may answer for the model."""
+    """Records the arguments of a pipeline's calls, and may answer in place of the model."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, editor: Editor, answer: Any = None) -> None:
         self.made: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What an edit gives back, and that its file holds what it takes to do it again."""
+"""The result of an edit, and that its file holds everything to repeat it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class TestOutpaint:
             ({"aspect": [16, 9]}, "is not understood"),
             ({"aspect": 1000}, "is not understood"),
             ({"left": 10**6, "top": 10**6}, r"pixels. At most .* are accepted"),
-            ({"left": 5, "invert": True}, "invert=True has no meaning"),
+            ({"left": 5, "invert": True}, "invert=True has no meaning in outpaint"),
         ],
     )
     def test_refusals(self, editor: Editor, given: Any, message: str) -> None:

@@ -57,7 +57,7 @@ SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule":
     ],
 )
 def test_names(name: str, class_name: str, flags: dict[str, Any]) -> None:
-    """Whatever the checkpoint came with, the name decides; its betas stay."""
+    """The name decides, whatever the checkpoint's own scheduler; its betas stay."""
     ones = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 1}
     for own in ({}, ones, {"prediction_type": "v_prediction", "trained_betas": None}):
         current = by_name("DPMSolverMultistepScheduler" if own is ones else "PNDMScheduler").from_config(
@@ -74,7 +74,7 @@ def test_every_name_is_taken_and_makes_another_sampler() -> None:
     current = by_name("PNDMScheduler").from_config(SD)
     found = [scheduler_named(name, current) for name in sampler_names()]
     told = {(type(each).__name__, repr(sorted(dict(each.config).items(), key=str))) for each in found}
-    # PNDM and PLMS are one where a checkpoint says so.
+    # PNDM and PLMS are the same with some checkpoints.
     assert len(told) >= len(found) - 1 and len(sampler_names()) == len(set(sampler_names()))
 
 

@@ -35,7 +35,7 @@ def load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 def evaluations(editor: Editor, **options: Any) -> tuple[list[int], int, retouch.Edit]:
-    """Rows of each evaluation of the UNet, how often its middle ran, and the result."""
+    """Return the rows of each evaluation of the UNet, the number of runs of its middle, and the result."""
     rows: list[int] = []
     deep: list[int] = []
     unet = editor.pipeline.unet

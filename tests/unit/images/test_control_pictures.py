@@ -156,7 +156,7 @@ def test_what_is_refused(call: Callable[[], Any], message: str) -> None:
 
 
 def test_the_doors_are_light() -> None:
-    """Opening a picture needs neither torch nor OpenCV, though the same door leads to both."""
+    """Opening a picture imports neither torch nor OpenCV, though the same module uses both."""
     program = "import sys, retouch.utils, retouch.control; print(*{'torch', 'cv2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

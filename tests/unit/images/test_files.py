@@ -67,13 +67,13 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def keep_sending(self, size: int) -> None:
-        end = time.monotonic() + 5  # endless enough, and a broken limit fails its test instead of hanging it
+        end = time.monotonic() + 5  # long enough, and a broken limit fails its test instead of hanging it
         try:
             while time.monotonic() < end and not self.server.released.wait(0.001):
                 self.wfile.write(bytes(size))
                 self.server.sent += size
         except OSError:
-            pass  # the other side has had enough
+            pass  # the other side has closed the connection
 
     def log_message(self, *args: object) -> None:
         pass
@@ -95,7 +95,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
 
 
 def refusal(source: object, **options) -> str:
-    """The message; it must name all three parts: what was given, what is accepted, what to do."""
+    """Return the message, after checking its three parts: what was given, what is accepted, what to do."""
     with pytest.raises(InputError) as caught:
         load_image(source, **options)
     message = str(caught.value)
@@ -212,7 +212,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     path = tmp_path / "picture.png"
     path.write_bytes(PNG)
-    monkeypatch.setattr(Image, "open", denied)  # rights do not stop whoever runs the tests as root
+    monkeypatch.setattr(Image, "open", denied)  # file rights do not stop root
     assert "may not be read" in refusal(path)
 
 

@@ -1,4 +1,4 @@
-"""Classical fills: what is put into a hole before a model sees it."""
+"""Classical fills: the content of a hole before a model sees it."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_canvas_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
 @pytest.mark.parametrize("orientation", [1, 8])
-@pytest.mark.filterwarnings("ignore:.*compresses the whole picture anew")
+@pytest.mark.filterwarnings("ignore:.*compresses the whole picture again")
 def test_a_files_metadata_comes_back(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[270] = "a park"
@@ -187,7 +187,7 @@ def test_a_jpegs_xmp_goes_into_a_png(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [*RED, "P", "PA"])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg", ".bmp", ".tga", ".gif"])
-@pytest.mark.filterwarnings("ignore:.*compresses the whole picture anew")
+@pytest.mark.filterwarnings("ignore:.*compresses the whole picture again")
 def test_a_format_holds_a_mode_as_it_is_or_refuses_it(tmp_path: Path, mode: str, suffix: str) -> None:
     photo, target = Photo.open(make(mode)), tmp_path / f"result{suffix}"
     try:
@@ -219,7 +219,7 @@ def test_quality(tmp_path: Path) -> None:
     photo = Photo.open(Image.fromarray(noise(80, 90, 3).astype(np.uint8)))
     sizes = []
     for quality in (10, 95, None):
-        with pytest.warns(UserWarning, match="JPEG compresses the whole picture anew"):
+        with pytest.warns(UserWarning, match="JPEG compresses the whole picture again"):
             sizes.append(photo.save(photo.image, tmp_path / "result.jpg", quality=quality).stat().st_size)
     assert sizes[0] < sizes[1] == sizes[2]
     with pytest.raises(InputError, match=r"quality=90 .*result.png"):
@@ -259,7 +259,7 @@ class TestNothingHalfWritten:
         with pytest.raises(expected) as caught:
             self.save(tmp_path)
         if expected is InputError:
-            assert "nothing was left there" in str(caught.value)
+            assert "no partial file was left" in str(caught.value)
         left = list(tmp_path.iterdir())
         assert left == ([tmp_path / "result.png"] if there else [])
         assert not there or left[0].read_bytes() == b"old"
@@ -281,7 +281,7 @@ class TestNothingHalfWritten:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
     def test_a_file_size_limit(self, tmp_path: Path) -> None:
-        """The same for any user: a quota, by the process's own limit."""
+        """As a disk quota, by the process's own limit, which holds for any user."""
         code = (
             "import resource, signal, sys, numpy as np; from PIL import Image\n"
             "from retouch.images.photo import Photo\n"
@@ -353,7 +353,7 @@ class TestOpening:
         self, tmp_path: Path, suffix: str, shape: tuple[int, ...]
     ) -> None:
         cv2.imwrite(str(tmp_path / f"deep{suffix}"), noise(*shape, high=65536).astype(np.uint16))
-        with pytest.warns(UserWarning, match="16 bits for each colour, of which 8 are read"):
+        with pytest.warns(UserWarning, match="16 bits for each colour, but only 8 are read"):
             assert Photo.open(tmp_path / f"deep{suffix}").size == (6, 5)
         cv2.imwrite(str(tmp_path / f"grey{suffix}"), noise(5, 6, high=65536).astype(np.uint16))
         assert Photo.open(tmp_path / f"grey{suffix}").image.mode == "I;16"

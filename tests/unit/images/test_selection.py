@@ -64,7 +64,7 @@ def test_half_transparent_is_half_marked_and_opaque_pictures_are_refused() -> No
 
 
 def scene(width: int = 200, height: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """A red disc on a green meadow, both noisy, and where the disc is."""
+    """Return a red disc on a green meadow, both noisy, and the disc's pixels."""
     noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
     canvas, truth = Image.new("RGB", (width, height), (60, 140, 60)), Image.new("L", (width, height))
     for picture, fill in ((canvas, (190, 50, 60)), (truth, 255)):

@@ -254,9 +254,7 @@ def test_a_class_loads_its_own_family(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"of Stable Diffusion XL, and StableDiffusionInpaintPipeline is"):
         retouch.StableDiffusionInpaintPipeline.from_single_file(xl)
     sd = write_zeros(tmp_path / "sd.safetensors", full_size("sd15"))
-    with pytest.raises(
-        ConfigError, match=r"1\.x, and StableDiffusionXLInpaintPipeline is for .*Use a "
-    ):
+    with pytest.raises(ConfigError, match=r"1\.x, and StableDiffusionXLInpaintPipeline is for .*Use a "):
         retouch.StableDiffusionXLInpaintPipeline.from_single_file(sd)
 
 
