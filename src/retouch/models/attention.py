@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(batch, channels, height, width) -> (batch, height * width, channels), as a view."""
+    """Return a map (batch, channels, height, width) as tokens (batch, height * width, channels), a view."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """(batch, height * width, channels) -> (batch, channels, height, width), as a view."""
+    """Return tokens (batch, height * width, channels) as a map (batch, channels, height, width), a view."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
@@ -56,11 +56,11 @@ class Attention(nn.Module):
         return self.attend(self.to_q(tokens), self.to_k(context), self.to_v(context), mask=mask)
 
     def attend(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The result of queries, keys and values, each (batch, tokens, heads * dim_head)."""
+        """Return the attention result of queries, keys and values, each (batch, tokens, heads * dim_head)."""
         return self.to_out(self.attended(*projected, mask=mask))
 
     def attended(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The values that the queries find, before the last layer."""
+        """Return the attended values, before the output layer."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, dim_head)
             for part in projected

@@ -63,7 +63,7 @@ class CoderConfig(Config):
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig(CoderConfig):
-    """Settings under the names and with the defaults of published config.json files."""
+    """The settings, with the names and defaults of published config.json files."""
 
     supported_blocks: ClassVar = {
         "down_block_types": ("DownEncoderBlock2D",),
@@ -97,7 +97,7 @@ class DownEncoderBlock2D(nn.Module):
 
 
 class AttnDownEncoderBlock2D(DownEncoderBlock2D):
-    """The same with attention among all pixels after each residual block."""
+    """Residual blocks, each with attention among all pixels, then half the resolution."""
 
     def __init__(self, in_channels: int, channels: int, *, layers: int, groups: int, is_last: bool) -> None:
         super().__init__(in_channels, channels, layers=layers, groups=groups, is_last=is_last)
@@ -154,7 +154,7 @@ def _resnets(in_channels: int, channels: int, count: int, groups: int) -> nn.Mod
 
 
 class Encoder(nn.Module):
-    """Pixels to `out_channels` at the coarsest resolution: latents, or what describes them."""
+    """Pixels to `out_channels` at the coarsest resolution: latents, or their mean and variance."""
 
     def __init__(self, config: CoderConfig, out_channels: int) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussianDistribution:
-    """What the encoder says of a picture's latents: a normal distribution for each value by itself."""
+    """The distribution of a picture's latents: an independent normal distribution for each value."""
 
     def __init__(self, parameters: Tensor) -> None:
         self.mean, log_variance = parameters.chunk(2, dim=1)
@@ -217,29 +217,29 @@ class DiagonalGaussianDistribution:
         self.std = torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
-        """Latents drawn from it, by one generator for all rows or one for each."""
+        """Draw latents, with one generator for all rows or one for each."""
         mean = self.mean
         return mean + self.std * randn(mean.shape, generator, device=mean.device, dtype=mean.dtype)
 
     def mode(self) -> Tensor:
-        """The most likely latents."""
+        """Return the most likely latents."""
         return self.mean
 
 
 class AutoencoderKLOutput(NamedTuple):
-    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The result. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     latent_dist: DiagonalGaussianDistribution
 
 
 class DecoderOutput(NamedTuple):
-    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The result. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     sample: Tensor
 
 
 class InParts:
-    """Mixin: tiling bounds the memory of large pictures, slicing that of large batches."""
+    """Base of the autoencoders: tiling limits memory for large pictures, slicing for large batches."""
 
     use_tiling = False
     use_slicing = False
@@ -250,26 +250,26 @@ class InParts:
 
     @property
     def scale_factor(self) -> int:
-        """Pixels for each latent along a side."""
+        """The number of pixels for each latent along a side."""
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
     def enable_tiling(self) -> None:
-        """Work in overlapping tiles from now on, where a picture is larger than one.
+        """Process pictures larger than a tile in overlapping tiles from now on.
 
         Encoding takes tiles of `tile_sample_min_size` pixels, decoding of `tile_latent_min_size` latents.
         """
         self.use_tiling = True
 
     def disable_tiling(self) -> None:
-        """Work on whole pictures again."""
+        """Process whole pictures again."""
         self.use_tiling = False
 
     def enable_slicing(self) -> None:
-        """Work on one picture of a batch at a time from now on."""
+        """Process one picture of a batch at a time from now on."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Work on whole batches again."""
+        """Process whole batches again."""
         self.use_slicing = False
 
     def _encode_in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -308,14 +308,14 @@ class AutoencoderKL(InParts, Pretrained, nn.Module):
         self.tile_latent_min_size = self.tile_sample_min_size // self.scale_factor
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
-        """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
+        """Encode pixels in [-1, 1]: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
         moments = self._encode_in_parts(lambda part: self.quant_conv(self.encoder(part)), x)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: Generator | None = None
     ) -> DecoderOutput:
-        """Pixels of unscaled latents, about between -1 and 1. Nothing is drawn; `generator` is unused."""
+        """Decode unscaled latents to pixels in about [-1, 1]. Nothing is drawn; `generator` is unused."""
         pixels = self._decode_in_parts(lambda part: self.decoder(self.post_quant_conv(part)), z)
         return DecoderOutput(pixels)
 
@@ -326,7 +326,7 @@ class AutoencoderKL(InParts, Pretrained, nn.Module):
         return_dict: bool = True,
         generator: Generator | None = None,
     ) -> DecoderOutput:
-        """Pixels to latents and back, as in training."""
+        """Encode and decode pixels, as in training."""
         latents = self.encode(sample).latent_dist
         return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
 
@@ -350,7 +350,7 @@ def tiled(
 ) -> Tensor:
     """Run square tiles that overlap by a share of their side, and blend the results where they meet.
 
-    The sides are in latents, each of which is so many `units` wide in `x`, and so many in the result.
+    Sides are in latents. A latent is `units` values wide in `x`, and in the result.
     """
     unit, unit_out = units
     shared = min(max(round(tile * overlap), int(overlap > 0)), tile - 1)
@@ -375,7 +375,7 @@ def tiled(
 
 
 def _blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
-    """`after`, its first rows or columns fading over from the last of `before`."""
+    """Return `after`, with its first rows or columns blended with the last ones of `before`."""
     extent = min(extent, before.shape[dim], after.shape[dim])
     shape = [-1 if axis == dim else 1 for axis in range(4)]
     weight = (torch.arange(extent, device=after.device) / max(extent, 1)).view(shape)

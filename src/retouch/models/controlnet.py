@@ -25,7 +25,7 @@ from retouch.models.unet_encoder import UNetEncoder, UNetEncoderConfig
 
 @dataclass(frozen=True)
 class ControlNetConfig(UNetEncoderConfig):
-    """Those of the control picture besides."""
+    """The settings of the UNet's encoder, and those for the control picture."""
 
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
@@ -41,7 +41,7 @@ class ControlNetConfig(UNetEncoderConfig):
 
 
 class ControlNetOutput(NamedTuple):
-    """What to add to each tensor that the UNet keeps on its way down, and to its middle."""
+    """The residuals for each skip connection of the UNet, and for its middle."""
 
     down_block_res_samples: list[Tensor]
     mid_block_res_sample: Tensor
@@ -67,7 +67,7 @@ class ControlNetConditioningEmbedding(nn.Module):
 
 
 class ControlNetModel(Pretrained, UNetEncoder):
-    """The residuals that one control picture asks for."""
+    """The network: from a control picture to residuals for the UNet."""
 
     config_class = ControlNetConfig
     config: ControlNetConfig
@@ -94,7 +94,7 @@ class ControlNetModel(Pretrained, UNetEncoder):
         load_weights_from_unet: bool = True,
         conditioning_channels: int = 3,
     ) -> ControlNetModel:
-        """Where the training of a ControlNet begins: the UNet's way down, and no influence yet."""
+        """Return a ControlNet to train: a copy of the UNet's encoder, with no influence yet."""
         shared = {field.name for field in fields(UNetEncoderConfig)}
         net = cls(
             **{key: value for key, value in unet.config.items() if key in shared},
@@ -166,7 +166,10 @@ class MultiControlNetModel(nn.Module):
         conditioning_scale: Sequence[float],
         **options: Any,
     ) -> ControlNetOutput:
-        """One picture and one scale for each net. A net whose scale is 0 is not run, unless all are."""
+        """Return the summed residuals for one picture and one scale for each net.
+
+        A net whose scale is 0 is not run, unless all scales are 0.
+        """
         parts = list(zip(self.nets, controlnet_cond, conditioning_scale, strict=True))
         outputs = [
             net(sample, timestep, encoder_hidden_states, picture, scale, **options)
@@ -187,7 +190,7 @@ class MultiControlNetModel(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
     ) -> MultiControlNetModel:
-        """The nets that `save_pretrained` wrote, as many as there are; `folder` is on this machine."""
+        """Load all nets that `save_pretrained` wrote; `folder` is on this machine."""
         first = Path(folder) / (subfolder or "")
         count = 0
         while _numbered(first, count + 1)[-1].is_dir():
@@ -206,12 +209,12 @@ class MultiControlNetModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the first net's weights are."""
+        """The device of the first net's weights."""
         return self.nets[0].device  # type: ignore[return-value]
 
 
 def _zero_convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
-    """A convolution without influence until it is trained."""
+    """Return a convolution with weights of zero, without influence until it is trained."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.zeros_(convolution.weight)
     if convolution.bias is not None:

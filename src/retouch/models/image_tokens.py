@@ -1,4 +1,4 @@
-"""How an IP-Adapter makes tokens of an image: three kinds, told apart by their keys.
+"""The projections of IP-Adapters from an image to tokens: three kinds, recognised by their keys.
 
 Attribute names are the keys of published files. What attends to the tokens is in ip_adapter.py.
 """
@@ -109,7 +109,7 @@ class Resampler(nn.Module):
 
 
 def image_tokens(file: IPAdapterFile) -> nn.Module:
-    """The module whose attribute names are the file's keys."""
+    """Return the module whose attribute names are the file's keys."""
     shapes = {key: tuple(tensor.shape) for key, tensor in file.projection.items()}
     kind: type[ImageTokens | FullImageTokens | Resampler] = Resampler
     if "proj.weight" in shapes:

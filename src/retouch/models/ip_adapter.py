@@ -1,4 +1,4 @@
-"""IP-Adapter: attention to images beside that to the text, put into a UNet and taken out from outside.
+"""IP-Adapter: attention to images next to that to the text, added to a UNet from outside.
 
 The UNet's attention to text becomes `ImagePromptAttention`, and `encoder_hid_proj` turns image embeddings
 into the tokens that it attends to. What is added is no part of the state dict, so a UNet is saved and loaded
@@ -23,7 +23,7 @@ from retouch.models.image_tokens import image_tokens
 
 @dataclass
 class Weighting:
-    """How much the images of each adapter count, and where in the picture."""
+    """The scale of each adapter's images, and the part of the picture where they apply."""
 
     # For each adapter a number, one for each of its images if there are masks for them, or numbers by block:
     # {"up": {"block_0": [0.0, 1.0, 0.0]}}.
@@ -33,7 +33,7 @@ class Weighting:
     _shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def parts(self, adapter: int, layer: str, images: Tensor, pixels: int) -> Iterator[tuple[Tensor, Any]]:
-        """The tokens that `pixels` places of a layer attend to at once, and how much each heeds them."""
+        """Yield the tokens that the `pixels` positions of a layer attend to together, with their weight."""
         scale = scale_at(self.scales[adapter], layer)
         mask = self.masks[adapter] if self.masks else None
         if mask is None:
@@ -47,7 +47,7 @@ class Weighting:
                 yield images[:, number], factor * shrunk[:, number, :, None]
 
     def _mask(self, adapter: int, mask: Tensor, pixels: int) -> Tensor:
-        """A mask at the resolution of a layer: (1, images, pixels)."""
+        """Return a mask at the resolution of a layer: (1, images, pixels)."""
         if (adapter, pixels) not in self._shrunk:
             height, width = self.size
             while height * width > pixels:  # as convolutions of stride two go down
@@ -63,7 +63,7 @@ class Weighting:
 
 
 def scale_at(scale: Any, layer: str) -> Any:
-    """An adapter's scale in a layer. By block, a block that is not named has none."""
+    """Return an adapter's scale in a layer. Blocks that a mapping does not name have the scale 0."""
     if not isinstance(scale, Mapping):
         return scale
     side, block, _, attention, *_ = *layer.split("."), ""
@@ -79,7 +79,7 @@ def scale_at(scale: Any, layer: str) -> Any:
 
 
 def check_scales(unet: nn.Module, scales: Sequence[Any]) -> None:
-    """Refuse what is no scale for the adapters of a UNet."""
+    """Refuse scales that do not fit the adapters of a UNet."""
     count = len(projections(unet))
     if len(scales) != count:
         raise InputError(
@@ -124,7 +124,7 @@ def _require_blocks(scale: Mapping[str, Any], layers: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """What the blocks of a UNet with adapters attend to."""
+    """The context that the blocks of a UNet with adapters attend to."""
 
     text: Tensor
     images: Sequence[Tensor]  # (rows, images, tokens, width) for each adapter
@@ -159,7 +159,7 @@ class ImagePrompts(nn.Module):
     def forward(self, text: Tensor, embeds: Sequence[Tensor], weighting: Weighting | None = None) -> Context:
         """`embeds` has (rows, images, ...) for each adapter.
 
-        A callback may have switched guidance off, and left the text of the positive side alone.
+        A callback may have turned guidance off, which leaves only the text of the positive half.
         """
         images = []
         for project, part in zip(self.image_projection_layers, embeds, strict=True):
@@ -169,7 +169,7 @@ class ImagePrompts(nn.Module):
 
 
 def _cross_attentions(unet: nn.Module) -> dict[str, Attention]:
-    """The attentions to text in the order in which files count them: the middle comes last."""
+    """Return the attentions to text in the order of the files: the middle comes last."""
     found = {
         name: layer
         for name, layer in unet.named_modules()
@@ -188,7 +188,7 @@ def _adapted(unet: nn.Module) -> list[Any]:
 
 
 def projections(unet: nn.Module) -> list[Any]:
-    """What turns images into tokens, for each adapter; none without."""
+    """Return each adapter's projection from images to tokens."""
     prompts = getattr(unet, "encoder_hid_proj", None)
     return list(prompts.image_projection_layers) if isinstance(prompts, ImagePrompts) else []
 
@@ -214,7 +214,7 @@ def attach(unet: nn.Module, files: Sequence[IPAdapterFile]) -> None:
 
 
 def detach(unet: nn.Module) -> None:
-    """Take all adapters out. The UNet is as before."""
+    """Remove all adapters. The UNet is as before."""
     for layer in _adapted(unet):
         for name in ("to_k_ip", "to_v_ip", "layer"):
             delattr(layer, name)
@@ -231,7 +231,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 def _keep_out_of_files(module: nn.Module) -> None:
-    """Buffers that are not saved move with a UNet as its parameters do."""
+    """Turn parameters into buffers that are not saved; they move with a UNet as its parameters do."""
     for part in module.modules():
         own = {name: value for name, value in part.named_parameters(recurse=False)}
         for name, value in own.items():

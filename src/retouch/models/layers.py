@@ -17,9 +17,9 @@ from torch import Tensor, nn
 def sinusoidal_embedding(
     values: Tensor, size: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> Tensor:
-    """Sines and cosines of each value at `size / 2` frequencies, in float32: (n,) -> (n, size).
+    """Return sines and cosines of each value at `size / 2` frequencies, in float32: (n,) -> (n, size).
 
-    At timestep 1000 half precision could not tell neighbouring timesteps apart, and even in float32 another
+    At timestep 1000 half precision could not distinguish neighbouring timesteps, and even in float32 another
     order of these operations shows in the fourth decimal.
     """
     half = size // 2
@@ -30,13 +30,13 @@ def sinusoidal_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers that turn sinusoids into the vector which every residual block listens to."""
+    """Two linear layers that turn sinusoids into the time embedding of the residual blocks."""
 
     def __init__(self, in_channels: int, time_embed_dim: int, cond_proj_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
-        # Distilled models (LCM) are told the guidance scale here instead of being run twice.
+        # Distilled models (LCM) get the guidance scale here instead of being run twice.
         self.cond_proj = None if cond_proj_dim is None else nn.Linear(cond_proj_dim, in_channels, bias=False)
 
     def forward(self, sinusoids: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -111,7 +111,7 @@ class ResnetBlock2D(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
     def resized(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
-        """What comes in, and its shortcut, at the resolution that goes out: here the same."""
+        """Return the input and its shortcut at the output's resolution: here the same."""
         return x
 
 
@@ -135,7 +135,7 @@ def _enlarged(x: Tensor, size: Sequence[int] | None) -> Tensor:
 
 
 class Downsample2D(nn.Module):
-    """Halve height and width by a strided convolution. The time embedding plays no part in it."""
+    """Halve height and width by a strided convolution. The time embedding is not used."""
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside the layers of a model, put there and taken away from outside.
+"""LoRA: low-rank updates of the layers of a model, added and removed from outside.
 
 A layer with updates stays where it is and keeps its weights: its class becomes one of those below, which add
 the updates to what the layer returns. The updates are no part of the state dict, so a model is saved and
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Adapted:
-    """What a layer has besides, once it has updates."""
+    """The attributes that a layer gets with its updates."""
 
     weight: Tensor
     updates: dict[str, Update]  # by adapter, in use or not, in main memory
@@ -52,7 +52,7 @@ class _Adapted:
 
     @torch.no_grad()
     def fuse(self, names: Collection[str], scale: float) -> None:
-        """Add these updates to the weights. The weights as they were are kept, for `unfuse`."""
+        """Add these updates to the weights. The former weights are kept for `unfuse`."""
         used = [name for name in names if name in self.updates and name not in self.fused]
         if not used:
             return
@@ -68,7 +68,7 @@ class _Adapted:
         self.arrange()
 
     def unfuse(self) -> None:
-        """Give back the weights that were there before, bit for bit."""
+        """Restore the former weights, bit for bit."""
         if self.unfused_weight is not None:
             self.weight.data = self.unfused_weight.to(self.weight)
         self.unfused_weight, self.fused = None, []
@@ -86,7 +86,7 @@ class LoRALinear(_Adapted, nn.Linear):
 
 
 class LoRAConv2d(_Adapted, nn.Conv2d):
-    """A convolution and its updates: one like it to few channels, and a 1x1 one from there."""
+    """A convolution and its updates: a similar convolution to few channels, then a 1x1 convolution."""
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         y = super().forward(x)
@@ -110,7 +110,7 @@ register(nn.Conv2d, LoRAConv2d)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The layers that can have updates, with the shapes of their weights."""
+    """Return the layers that can have updates, with the shapes of their weights."""
     known = {*_ADAPTED, *_PLAIN}
     return {
         name: tuple(layer.weight.shape)
@@ -122,7 +122,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def attach(model: nn.Module, adapter: str, updates: Mapping[str, Update]) -> None:
-    """Give layers their updates, under the name of an adapter that is not there yet. `use` makes it count."""
+    """Give layers their updates, under the name of a new adapter. `use` puts it to use."""
     for name, update in updates.items():
         layer: Any = model.get_submodule(name)
         if type(layer) in _ADAPTED:
@@ -136,7 +136,7 @@ def attach(model: nn.Module, adapter: str, updates: Mapping[str, Update]) -> Non
 
 
 def detach(model: nn.Module, names: Collection[str] | None = None) -> None:
-    """Take adapters away, None being all; layers without any become plain again. What is fused stays so."""
+    """Remove adapters, or all with None. Layers without any become plain again; fused updates stay."""
     gone = set(adapters(model) if names is None else names)
     for layer in adapted(model):
         layer.updates = {name: layer.updates[name] for name in layer.updates if name not in gone}
@@ -150,50 +150,50 @@ def detach(model: nn.Module, names: Collection[str] | None = None) -> None:
 
 
 def _remember(model: nn.Module, names: list[str]) -> None:
-    """Keep the order of loading, which the layers do not know: each has some of the adapters."""
+    """Store the order of loading. Layers do not know it: each has only some of the adapters."""
     model.__dict__["_lora_adapters"] = names
     if not names:
         del model.__dict__["_lora_adapters"]
 
 
 def adapters(model: nn.Module) -> list[str]:
-    """The names of a model's adapters, in the order of loading."""
+    """Return the names of a model's adapters, in the order of loading."""
     return list(model.__dict__.get("_lora_adapters", []))
 
 
 def adapted(model: nn.Module) -> list[Any]:
-    """The layers that have updates."""
+    """Return the layers that have updates."""
     return [layer for layer in model.modules() if isinstance(layer, _Adapted)]
 
 
 def active(model: nn.Module) -> list[str]:
-    """The names of those in use, which all layers know alike."""
+    """Return the names of the adapters in use, which are the same in all layers."""
     there, layers = adapters(model), adapted(model)
     return [name for name in layers[0].weights if name in there] if layers else []
 
 
 def fused(model: nn.Module) -> list[str]:
-    """The names of those that are part of the weights now."""
+    """Return the names of the adapters that are fused into the weights."""
     there = {name for layer in adapted(model) for name in layer.fused}
     return [name for name in adapters(model) if name in there]
 
 
 def use(model: nn.Module, weights: Mapping[str, float]) -> None:
-    """Let exactly these adapters count, each with its weight."""
+    """Use exactly these adapters, each with its weight."""
     for layer in adapted(model):
         layer.weights = dict(weights)
         layer.arrange()
 
 
 def enable(model: nn.Module, is_enabled: bool) -> None:
-    """Let the adapters in use count, or none of them for the time being."""
+    """Enable the adapters in use, or disable all of them until they are enabled again."""
     for layer in adapted(model):
         layer.is_enabled = is_enabled
         layer.arrange()
 
 
 class Rescaled(nn.Module):
-    """A layer whose updates count `scale` times as much; everything else is the layer's own."""
+    """A layer whose updates are multiplied by `scale`; everything else is the layer's own."""
 
     def __init__(self, layer: nn.Module, scale: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Kandinsky's autoencoder, MOVQ (arXiv:2209.09002): a decoder whose norms look at the latents again.
+"""Kandinsky's autoencoder, MOVQ (arXiv:2209.09002): a decoder whose norms depend on the latents.
 
 Kandinsky 2.2 works on its latents as they are, before the codebook and unscaled; `quantize` is there for
 whoever wants the nearest entries of the codebook.
@@ -29,7 +29,7 @@ from retouch.models.layers import Upsample2D
 
 @dataclass(frozen=True)
 class VQModelConfig(CoderConfig):
-    """Settings under the names and with the defaults of published config.json files."""
+    """The settings, with the names and defaults of published config.json files."""
 
     supported_blocks: ClassVar = {
         "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -56,7 +56,9 @@ class SpatialNorm(nn.Module):
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
-        self.norm_layer = nn.GroupNorm(32, channels, eps=1e-6)  # 32 groups, whatever the config says
+        self.norm_layer = nn.GroupNorm(
+            32, channels, eps=1e-6
+        )  # always 32 groups; the config does not change it
         self.conv_y = nn.Conv2d(latent_channels, channels, 1)
         self.conv_b = nn.Conv2d(latent_channels, channels, 1)
 
@@ -66,7 +68,7 @@ class SpatialNorm(nn.Module):
 
 
 class SpatialNormResnetBlock2D(nn.Module):
-    """A residual block with norms that look at the latents."""
+    """A residual block with norms that depend on the latents."""
 
     def __init__(self, in_channels: int, out_channels: int, latent_channels: int) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class SpatialNormResnetBlock2D(nn.Module):
 
 
 class SpatialNormAttention(Attention):
-    """One head of attention among all pixels, with a norm that looks at the latents."""
+    """One head of attention among all pixels, with a norm that depends on the latents."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__(channels, heads=1, dim_head=channels, bias=True)
@@ -134,7 +136,7 @@ class MidBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels; every norm on the way looks at the latents as they came."""
+    """Latents to pixels; every norm depends on the input latents."""
 
     def __init__(self, config: VQModelConfig) -> None:
         super().__init__()
@@ -175,7 +177,7 @@ class VectorQuantizer(nn.Module):
 
 
 class VQEncoderOutput(NamedTuple):
-    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The result. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     latents: Tensor
 
@@ -201,12 +203,12 @@ class VQModel(InParts, Pretrained, nn.Module):
         self.tile_latent_min_size = 512 // self.scale_factor
 
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput:
-        """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
+        """Encode pixels in [-1, 1]: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
         latents = self._encode_in_parts(lambda part: self.quant_conv(self.encoder(part)), x)
         return VQEncoderOutput(latents)
 
     def decode(self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True) -> DecoderOutput:
-        """Pixels of latents, which go through the codebook first unless `force_not_quantize`."""
+        """Decode latents, which go through the codebook first unless `force_not_quantize`."""
         pixels = self._decode_in_parts(
             lambda part: self.decoder(self.post_quant_conv(part), part),
             h if force_not_quantize else self.quantize(h),
@@ -214,7 +216,7 @@ class VQModel(InParts, Pretrained, nn.Module):
         return DecoderOutput(pixels)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput:
-        """Pixels to latents and back, as in training."""
+        """Encode and decode pixels, as in training."""
         return self.decode(self.encode(sample).latents)
 
     @classmethod

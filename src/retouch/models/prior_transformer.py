@@ -21,7 +21,7 @@ from retouch.models.layers import TimestepEmbedding, sinusoidal_embedding
 
 @dataclass(frozen=True)
 class PriorTransformerConfig(Config):
-    """Settings under the names and with the defaults of published config.json files."""
+    """The settings, with the names and defaults of published config.json files."""
 
     neutral: ClassVar[Mapping[str, Any]] = {
         "additional_embeddings": 4,  # the tokens after the text's states, see `forward`
@@ -38,7 +38,7 @@ class PriorTransformerConfig(Config):
 
 
 class PriorTransformerOutput(NamedTuple):
-    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The result. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     predicted_image_embedding: Tensor
 
@@ -117,12 +117,12 @@ class PriorTransformer(Pretrained, nn.Module):
 
     @staticmethod
     def _visible(is_text: Tensor, count: int) -> Tensor:
-        """Each token sees itself and, of those before it, all but padding: (batch, 1, count, count)."""
+        """Return the mask (batch, 1, count, count): a token sees itself and earlier ones except padding."""
         seen = nn.functional.pad(is_text, (0, count - is_text.shape[1]), value=True)
         every = torch.ones(count, count, dtype=torch.bool, device=is_text.device)
         return (seen[:, None] & every.tril() | every.tril().triu())[:, None]
 
     def post_process_latents(self, prior_latents: Tensor) -> Tensor:
-        """Image embeddings from denoised latents, which the model knows normalised."""
+        """Return image embeddings from denoised latents, which are normalised."""
         device = prior_latents.device  # these belong to no layer, so offloading layers leaves them behind
         return prior_latents * self.clip_std.to(device) + self.clip_mean.to(device)

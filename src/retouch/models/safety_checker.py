@@ -1,6 +1,6 @@
-"""The safety checker that comes with Stable Diffusion 1.x: does a picture resemble one of 17 concepts?
+"""The safety checker of Stable Diffusion 1.x: it reports whether a picture resembles one of 17 concepts.
 
-It only answers; what to do with a flagged picture is the caller's choice. It derives from transformers'
+It only reports; the caller decides about a flagged picture. It derives from transformers'
 base class because its vision tower and its file are of that library.
 """
 
@@ -34,7 +34,7 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
 
     @torch.no_grad()
     def forward(self, clip_input: Tensor) -> list[bool]:
-        """For each picture, whether any concept is nearer than its threshold.
+        """Return for each picture whether any concept is nearer than its threshold.
 
         A picture near one of the three special concepts is judged more strictly by the others.
         """

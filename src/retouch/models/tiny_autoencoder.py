@@ -1,4 +1,4 @@
-"""The tiny autoencoder (TAESD): a few narrow convolutions that were taught what the large one answers.
+"""The tiny autoencoder (TAESD): a few narrow convolutions that were trained to imitate the large one.
 
 For previews, or in place of a pipeline's VAE. There is no distribution of latents: encoding gives the latents
 themselves, and those are as diffusion models have them, so nothing has to be scaled.
@@ -22,7 +22,7 @@ from retouch.models.autoencoder import DecoderOutput, InParts
 
 @dataclass(frozen=True)
 class AutoencoderTinyConfig(Config):
-    """Settings under the names and with the defaults of published config.json files. Tuples list one value
+    """The settings, with the names and defaults of published config.json files. Tuples list one value
     for each level, in the order in which pixels or latents pass them.
     """
 
@@ -50,7 +50,7 @@ class AutoencoderTinyConfig(Config):
 
     @property
     def block_out_channels(self) -> tuple[int, ...]:
-        """What pipelines count to know how much smaller latents are than pixels."""
+        """The channels of each level; their number tells how much smaller latents are than pixels."""
         return self.decoder_block_out_channels
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class AutoencoderTinyConfig(Config):
 
 
 class AutoencoderTinyBlock(nn.Module):
-    """Three convolutions, added to what they are given."""
+    """Three convolutions, added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
 
 
 class AutoencoderTinyOutput(NamedTuple):
-    """A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The result. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     latents: Tensor
 
@@ -147,28 +147,28 @@ class AutoencoderTiny(InParts, Pretrained, nn.Module):
 
     @property
     def scale_factor(self) -> int:
-        """Pixels that the decoder makes of a latent along a side."""
+        """The number of pixels for each latent along a side."""
         return self.config.upsampling_scaling_factor ** (len(self.config.decoder_block_out_channels) - 1)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput:
-        """Latents of pixels between -1 and 1: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
+        """Encode pixels in [-1, 1]: (batch, 3, height, width) -> (batch, 4, height/8, width/8)."""
         latents = self._encode_in_parts(self.encoder, x)
         return AutoencoderTinyOutput(latents)
 
     def decode(self, x: Tensor, generator: Any = None, return_dict: bool = True) -> DecoderOutput:
-        """Pixels of latents, about between -1 and 1. Nothing is drawn; `generator` is unused."""
+        """Decode latents to pixels in about [-1, 1]. Nothing is drawn; `generator` is unused."""
         pixels = self._decode_in_parts(self.decoder, x)
         return DecoderOutput(pixels)
 
     def scale_latents(self, x: Tensor) -> Tensor:
-        """Latents to values from 0 to 1."""
+        """Scale latents to values from 0 to 1."""
         return (x / (2 * self.config.latent_magnitude) + self.config.latent_shift).clamp(0, 1)
 
     def unscale_latents(self, x: Tensor) -> Tensor:
-        """Values from 0 to 1 to latents."""
+        """Scale values from 0 to 1 back to latents."""
         return (x - self.config.latent_shift) * (2 * self.config.latent_magnitude)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput:
-        """Pixels to latents and back, as if a picture of four bytes a pixel had kept the latents."""
+        """Encode and decode pixels, with the latents rounded to 8 bits in between."""
         stored = (self.scale_latents(self.encode(sample).latents) * 255).round()
         return self.decode(self.unscale_latents(stored / 255))

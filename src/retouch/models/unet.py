@@ -20,7 +20,7 @@ from retouch.models.unet_encoder import UNetEncoder, UNetEncoderConfig
 
 @dataclass(frozen=True)
 class UNet2DConditionConfig(UNetEncoderConfig):
-    """Those of the way up besides. `up_block_types` alone starts at the coarsest level."""
+    """The settings of the encoder and of the decoder. Only `up_block_types` starts at the coarsest level."""
 
     neutral: ClassVar[Mapping[str, Any]] = {
         **UNetEncoderConfig.neutral,
@@ -42,20 +42,20 @@ class UNet2DConditionConfig(UNetEncoderConfig):
 
 
 class UNet2DConditionOutput(NamedTuple):
-    """The prediction. A tuple of one as well, so it also serves callers who pass `return_dict=False`."""
+    """The prediction. It is also a tuple of one, as callers with `return_dict=False` expect."""
 
     sample: Tensor
 
 
 class DeepOutput(NamedTuple):
-    """The prediction, and what came up to the finest level: a later call can take it in place of the rest."""
+    """The prediction, and the features below the finest level, which a later call can reuse."""
 
     sample: Tensor
     deep: Tensor
 
 
 class UNet2DConditionModel(Pretrained, UNetEncoder):
-    """Down through the levels, across the middle, and up again with what was kept on the way."""
+    """The encoder down to the coarsest level, the middle, and the decoder up again with skip connections."""
 
     config_class = UNet2DConditionConfig
     config: UNet2DConditionConfig
@@ -87,7 +87,7 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
     ) -> UNet2DConditionOutput | DeepOutput:
         """Predict from (batch, in_channels, height, width) latents of any height and width.
 
-        `timestep` is one for all or one per row. A model that is told an image embedding takes it in
+        `timestep` is one for all or one per row. A model conditioned on an image embedding takes it in
         `added_cond_kwargs`, and no `encoder_hidden_states`; one with IP-Adapters takes both, and a list of
         embeddings. The residuals are a ControlNet's: one for each
         kept tensor, in the order of the way down, and one for the middle. With `deep`, which an earlier call

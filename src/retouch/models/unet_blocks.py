@@ -1,4 +1,5 @@
-"""The blocks of a UNet: one per resolution on the way down, one in the middle, one each on the way up.
+"""The blocks of a UNet: one per resolution in the encoder, one in the middle, one per resolution in the
+decoder.
 
 A block is built from a `Level` and found by the name that configs use. Every block takes the same arguments,
 whether it attends to a context (the text's states, or an image embedding's) or not, so the UNet need not know
@@ -25,7 +26,7 @@ from retouch.models.layers import (
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a UNet, from which its blocks on the way down and on the way up are built."""
+    """One resolution of a UNet, from which its encoder block and its decoder block are built."""
 
     above: int  # channels that come in from the next finer level
     channels: int
@@ -78,7 +79,7 @@ class Level:
 
 
 class DownBlock2D(nn.Module):
-    """Residual blocks, then half the resolution. What each leaves is kept for the way up."""
+    """Residual blocks, then half the resolution. Each output is kept for the decoder."""
 
     def __init__(self, level: Level) -> None:
         super().__init__()
@@ -101,14 +102,14 @@ class DownBlock2D(nn.Module):
 
 
 class ResnetDownsampleBlock2D(DownBlock2D):
-    """The same with a residual block to halve the resolution."""
+    """A DownBlock2D with a residual block to halve the resolution."""
 
     def new_downsampler(self, level: Level) -> nn.Module:
         return level.resnet(level.channels, DownResnetBlock2D)
 
 
 class CrossAttnDownBlock2D(DownBlock2D):
-    """The plain block with a transformer after each residual block."""
+    """A block with a transformer after each residual block."""
 
     def __init__(self, level: Level) -> None:
         super().__init__(level)
@@ -129,7 +130,7 @@ class CrossAttnDownBlock2D(DownBlock2D):
 
 
 class SimpleCrossAttnDownBlock2D(ResnetDownsampleBlock2D, CrossAttnDownBlock2D):
-    """Both, with attention alone in place of a whole transformer."""
+    """A resampling block with attention alone, without a whole transformer, after each residual block."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()
@@ -165,14 +166,14 @@ class UNetMidBlock2DCrossAttn(nn.Module):
 
 
 class UNetMidBlock2DSimpleCrossAttn(UNetMidBlock2DCrossAttn):
-    """The same with attention alone in place of a whole transformer."""
+    """Attention alone, without a whole transformer, between two residual blocks."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()
 
 
 class UpBlock2D(nn.Module):
-    """Residual blocks, each joined by the last of what the way down has kept; then twice the resolution."""
+    """Residual blocks, each joined by the last output that the encoder kept; then twice the resolution."""
 
     def __init__(self, level: Level) -> None:
         super().__init__()
@@ -195,14 +196,14 @@ class UpBlock2D(nn.Module):
 
 
 class ResnetUpsampleBlock2D(UpBlock2D):
-    """The same with a residual block to double the resolution."""
+    """An UpBlock2D with a residual block to double the resolution."""
 
     def new_upsampler(self, level: Level) -> nn.Module:
         return level.resnet(level.channels, UpResnetBlock2D)
 
 
 class CrossAttnUpBlock2D(UpBlock2D):
-    """The plain block with a transformer after each residual block."""
+    """A block with a transformer after each residual block."""
 
     def __init__(self, level: Level) -> None:
         super().__init__(level)
@@ -220,7 +221,7 @@ class CrossAttnUpBlock2D(UpBlock2D):
 
 
 class SimpleCrossAttnUpBlock2D(ResnetUpsampleBlock2D, CrossAttnUpBlock2D):
-    """Both, with attention alone in place of a whole transformer."""
+    """A resampling block with attention alone, without a whole transformer, after each residual block."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()

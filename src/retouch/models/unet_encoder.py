@@ -1,6 +1,6 @@
-"""The way down and across the middle, which a UNet and a ControlNet share, and the settings of it.
+"""The encoder and the middle, which a UNet and a ControlNet share, and their settings.
 
-What each does with the tensors that are left on the way is in unet.py and controlnet.py.
+The use of the kept tensors is in unet.py and controlnet.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ONE_NUMBER_OR_ONE_PER_LEVEL = (
 
 @dataclass(frozen=True)
 class UNetEncoderConfig(Config):
-    """Settings under the names and with the defaults of published config.json files.
+    """The settings, with the names and defaults of published config.json files.
 
     Tuples list one value per level, the finest level first.
     """
@@ -100,7 +100,7 @@ class UNetEncoderConfig(Config):
         return type(self).__name__.replace("Config", "Model")
 
     def require_known(self, key: str, supported: Iterable[str | None]) -> None:
-        """Refuse a name, or one of several, that is not among these."""
+        """Refuse names that are not among the known ones."""
         value, supported = getattr(self, key), list(supported)
         for name in value if isinstance(value, tuple) else (value,):
             if name not in supported:
@@ -110,7 +110,7 @@ class UNetEncoderConfig(Config):
                 )
 
     def require_one_per_level(self, key: str) -> None:
-        """Refuse a setting that is neither one for all levels nor one for each."""
+        """Refuse a setting that has neither one value for all levels nor one for each."""
         value = self.per_level(key)
         if len(value) != len(self.block_out_channels) or not all(
             isinstance(entry, int | str) for entry in value
@@ -122,12 +122,12 @@ class UNetEncoderConfig(Config):
             )
 
     def per_level(self, key: str) -> tuple[Any, ...]:
-        """A setting's value for each level, also where the config gives one for all."""
+        """Return a setting's value for each level, also where the config gives one for all."""
         value = getattr(self, key)
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
     def levels(self) -> list[Level]:
-        """The resolutions of the network, the finest first."""
+        """Return the resolutions of the network, the finest first."""
         channels = self.block_out_channels
         coarsest = len(channels) - 1
         return [
@@ -154,7 +154,7 @@ class UNetEncoderConfig(Config):
 
 
 class UNetEncoder(nn.Module):
-    """From latents through the levels to the coarsest, and across the middle."""
+    """The encoder from latents to the coarsest level, and the middle."""
 
     config: Any
 
@@ -181,7 +181,7 @@ class UNetEncoder(nn.Module):
         self.mid_block = MID_BLOCKS[config.mid_block_type](coarsest) if config.mid_block_type else None
 
     def context(self, text: Tensor | None, added_cond_kwargs: Mapping[str, Any] | None = None) -> Any:
-        """What the blocks attend to: the text's states, tokens of an image embedding, or both.
+        """Return what the blocks attend to: the text's states, tokens of an image embedding, or both.
 
         Both are an IP-Adapter's doing, which puts `encoder_hid_proj` and what understands it into the model.
         """
@@ -198,7 +198,7 @@ class UNetEncoder(nn.Module):
         return text
 
     def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What is behind the middle, and what was left on the way to it, `x` first."""
+        """Return the output of the middle, and the tensors kept on the way to it, `x` first."""
         kept = [x]
         for block in self.down_blocks:
             x, outputs = block(x, temb, context)
@@ -214,7 +214,7 @@ class UNetEncoder(nn.Module):
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """What all residual blocks are told: the timestep, and what the family adds to it.
+        """Return the embedding for all residual blocks: of the timestep, and of what the family adds to it.
 
         That is the pooled text and the sizes for SDXL, the image embedding for Kandinsky 2.2. One row, if
         there is nothing in which the picture's rows differ.
