@@ -40,7 +40,9 @@ def test_examples(hub: HubStandIn, tiny_sd: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_page_names_what_there_is() -> None:
-    for name, arguments in re.findall(r"^\| `(\w+)\(([^`]*)\)`", PAGE, flags=re.MULTILINE):
+    rows = re.findall(r"^\| `(\w+)\(([^`]*)\)`", PAGE, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == ["canny", "scribble", "tile", "inpaint_condition"]
+    for name, arguments in rows:
         function: Callable[..., Any] = getattr(retouch.control, name)
         code = function.__code__
         assert [part.split("=")[0] for part in arguments.split(", ")] == list(

@@ -108,9 +108,10 @@ def test_a_large_hole_is_painted_once_unless_asked_for_otherwise(editor: Editor)
 
 
 def test_square_crops_stay_in_the_photo() -> None:
-    hole = Mask.of_photo((0, 0, 300, 40), (400, 100))
-    (square,) = crops(hole, 128, context="21%", square=True)
-    assert square.box == (0, 0, 426 - 26, 100) or square.size[1] == 100
+    (corner,) = crops(Mask.of_photo((300, 250, 390, 260), (400, 300)), 128, context="21%", square=True)
+    assert corner.box == (272, 172, 400, 300)
+    (whole,) = crops(Mask.of_photo((0, 0, 300, 40), (400, 100)), 128, context="21%", square=True)
+    assert whole.box == (0, 0, 400, 100), "there is no room for a square"
     (slim,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128)
     (wide,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128, square=True)
     assert slim.size[1] < slim.size[0] and wide.size[1] == wide.size[0] == slim.size[0]
