@@ -1,7 +1,4 @@
-"""The inpainting guide at hand: its examples as code, and the hub and the pictures that they name.
-
-The guide is not part of this repository, so tests have short versions of their own beside its examples.
-"""
+"""The inpainting guide's examples as code, and the hub and the pictures that they name."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from pipeline_pairs import mask, photo
 
 from retouch import devices
 
-GUIDE = Path(__file__).parents[1] / "../shared/seeds/inpainting-guide.md"
+COPY = Path(__file__).with_name("guide_blocks.md")
 REGULAR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INPAINTING = "runwayml/stable-diffusion-inpainting"
 # A UNet whose attention is at half the resolution, since one example works at 512 x 512.
@@ -35,11 +32,11 @@ SMALL = {
 Names = dict[str, Any]
 
 
-def guide_blocks() -> dict[str, list[str]]:
-    """The guide's Python blocks by the heading that they stand under."""
+def guide_blocks(page: Path = COPY) -> dict[str, list[str]]:
+    """Return the guide's Python blocks by the heading that they stand under."""
     blocks: dict[str, list[str]] = {}
     heading = ""
-    found = re.finditer(r"^#+ ([^\n]+)$|^```py\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
+    found = re.finditer(r"^#+ ([^\n]+)$|^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     for title, code in (match.groups() for match in found):
         if title:
             heading = title
@@ -132,14 +129,13 @@ def another_picture(names: Names) -> None:
 OPEN = """
 import torch
 from diffusers import AutoPipelineForInpainting
-from diffusers.utils import load_image, make_image_grid
+from diffusers.utils import load_image
 pipeline = AutoPipelineForInpainting.from_pretrained("{name}", torch_dtype=torch.float16, variant="fp16")
 pipeline.enable_model_cpu_offload()
 pipeline.enable_xformers_memory_efficient_attention()
 where = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/diffusers/"
-init_image, mask_image = load_image(where + "inpaint.png"), load_image(where + "{mask}.png")
+init_image, mask_image = load_image(where + "inpaint.png"), load_image(where + "inpaint_mask.png")
 generator = torch.Generator("cuda").manual_seed(92)
 options = dict(image=init_image, mask_image=mask_image, num_inference_steps=3)
 """
 CALL = "image = pipeline(prompt='an elven castle', **options, {extra}).images[0]"
-GRID = "grid = make_image_grid([init_image, mask_image, image], rows=1, cols=3)"

@@ -10,45 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guide import CALL, GRID, GUIDE, OPEN, REGULAR, Names, a_picture, another_picture, guide_blocks, run
+from guide import Names, a_picture, another_picture, guide_blocks, run
 from hub_stand_in import HubStandIn
 from tiny_checkpoints_kandinsky import PRIOR_ID, kandinsky22_decoder
 
 import retouch
 
 DECODER = "kandinsky-community/kandinsky-2-2-decoder-inpaint"
-FEW = "prior_num_inference_steps=2"
-START = OPEN.format(name=DECODER, mask="inpaint_mask").replace(', variant="fp16"', "")
-CHAIN = f"""
-import torch
-from diffusers import AutoPipelineForText2Image, AutoPipelineForInpainting
-from diffusers.utils import load_image, make_image_grid
-half = dict(torch_dtype=torch.float16)
-few = dict(num_inference_steps=3, {FEW})
-pipeline = AutoPipelineForText2Image.from_pretrained("{REGULAR}", variant="fp16", **half)
-text2image = pipeline("an elven castle", num_inference_steps=3).images[0]
-where = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/diffusers/"
-mask_image = load_image(where + "inpaint_text-chain-mask.png")
-pipeline = AutoPipelineForInpainting.from_pretrained("{DECODER}", **half)
-pipeline.enable_model_cpu_offload()
-prompt = "digital painting of a fantasy waterfall, cloudy"
-image = pipeline(prompt=prompt, image=text2image, mask_image=mask_image, **few).images[0]
-make_image_grid([text2image, mask_image, image], rows=1, cols=3)
-"""
-
-# For each example: the guide's heading, our short version, and the name of the picture that it starts from.
+# For each example: the guide's heading, and the name of the picture that it starts from.
 EXAMPLES = {
-    "the first example": (
-        "Inpainting",
-        "\n".join([START, CALL.format(extra=f"negative_prompt='ugly', {FEW}"), GRID]),
-        "init_image",
-    ),
-    "Kandinsky": (
-        "Kandinsky 2.2 Inpainting",
-        "\n".join([START, CALL.format(extra=f"generator=generator, {FEW}"), GRID]),
-        "init_image",
-    ),
-    "text to image to inpaint": ("Text-to-image-to-inpaint", CHAIN, "text2image"),
+    "the first example": ("Inpainting", "init_image"),
+    "Kandinsky": ("Kandinsky 2.2 Inpainting", "init_image"),
+    "text to image to inpaint": ("Text-to-image-to-inpaint", "text2image"),
 }
 
 
@@ -63,13 +36,10 @@ def kandinsky(
     return hub
 
 
-@pytest.mark.parametrize("source", ["guide", "short"])
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_the_guides_example(source: str, example: str, kandinsky: HubStandIn) -> None:
-    if source == "guide" and not GUIDE.exists():
-        pytest.skip("the guide is not at hand")
-    heading, code, start = EXAMPLES[example]
-    names: Names = run(guide_blocks()[heading] if source == "guide" else [code], {})
+def test_an_example(example: str, kandinsky: HubStandIn) -> None:
+    heading, start = EXAMPLES[example]
+    names: Names = run(guide_blocks()[heading], {})
     a_picture(names)
     if start == "init_image":
         another_picture(names)

@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from guide import guide_blocks
 from PIL import Image, ImageDraw
 from pipeline_pairs import mask, photo
 
@@ -21,7 +21,6 @@ from retouch.control import canny, inpaint_condition, scribble, tile
 from retouch.errors import InputError
 from retouch.utils import make_inpaint_condition
 
-GUIDE = Path(__file__).parents[3] / "../shared/seeds/inpainting-guide.md"
 MODES = ["RGB", "L", "1", "P", "CMYK", "YCbCr"]
 
 
@@ -34,11 +33,8 @@ def square(background: int = 60, inside: int = 200, size: int = 80) -> Image.Ima
 
 @pytest.fixture(scope="module")
 def guides_own() -> Callable[..., torch.Tensor]:
-    if not GUIDE.exists():
-        pytest.skip("the guide is not at hand")
-    code = re.search(
-        r"^def make_inpaint_condition.*?return init_image$", GUIDE.read_text("utf-8"), re.M | re.S
-    )
+    block = guide_blocks()["ControlNet"][0]
+    code = re.search(r"^def make_inpaint_condition.*?return init_image$", block, re.M | re.S)
     assert code is not None and isinstance(ast.parse(code.group()).body[0], ast.FunctionDef)
     names: dict[str, Any] = {"np": np, "torch": torch}
     exec(code.group(), names)
