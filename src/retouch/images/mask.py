@@ -114,7 +114,7 @@ class Mask:
 
     @classmethod
     def _of_anything(cls, value: Any, size: tuple[int, int], mode: MaskMode, fit: bool) -> Mask:
-        if isinstance(value, np.ndarray | Tensor):
+        if isinstance(value, np.ndarray | Tensor | Mask):
             masks = cls.read(value, "mask")
             if len(masks) != 1:
                 raise InputError(
@@ -393,7 +393,8 @@ class Mask:
         for axis, length in enumerate((height, width)):
             edges = np.linspace(0, levels.shape[axis], length + 1)
             low, high = np.floor(edges[:-1] + 1e-6).astype(int), np.ceil(edges[1:] - 1e-6).astype(int)
-            counts = np.concatenate([np.zeros_like(levels.take([0], axis), int), levels.cumsum(axis)], axis)
+            counts = levels.cumsum(axis, dtype=np.int32)
+            counts = np.concatenate([np.zeros_like(counts.take([0], axis)), counts], axis)
             levels = counts.take(high, axis) > counts.take(low, axis)
         return replace(self, levels=levels.astype(np.float32))
 

@@ -193,6 +193,7 @@ class TestOfAPhoto:
             (HARD / 255)[..., None],
             np.repeat(HARD[..., None], 3, axis=2),
             torch.from_numpy(HARD / 255),
+            Mask(HARD / np.float32(255), "lanczos"),
             (10, 5, 25, 20),
             [10, 5, 25, 20],
             (9.6, 5.2, 25.4, 19.9),
