@@ -49,9 +49,9 @@ def test_the_self_test_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
         return Photo.open(255 - np.asarray(self.image)).image
 
     monkeypatch.setattr(Photo, "with_painted", painted_nothing)
-    assert run_self_test(torch.device("cpu"), torch.float32).fault == "the hole was not repainted"
+    assert run_self_test(torch.device("cpu"), torch.float32).fault == "the masked area was not repainted"
     monkeypatch.setattr(Photo, "with_painted", painted_all)
-    assert run_self_test(torch.device("cpu"), torch.float32).fault == "pixels outside the hole changed"
+    assert run_self_test(torch.device("cpu"), torch.float32).fault == "pixels outside the mask changed"
 
 
 @pytest.mark.parametrize("failing", [lambda *_: SelfTest(0.1, "broken"), lambda *_: 1 / 0])

@@ -159,5 +159,5 @@ def test_kandinsky_comes_with_its_prior_and_paints(
     done("inpaint", "photo.png", *words)
     assert (read("out.png") != pixels)[16:48, 24:56].any(axis=-1).mean() > 0.9
     facts = answered("info", "kandinsky22")
-    assert facts["what"] == "a checkpoint of Kandinsky, made for inpainting"
+    assert facts["what"] == "a checkpoint of Kandinsky 2.2, made for inpainting"
     assert answered("info", shlex.split(facts["use"])[-1])["path"] == facts["path"]

@@ -45,8 +45,8 @@ def test_the_words_on_the_command_line(tiny_sd_inpaint: Path) -> None:
 
 def test_what_is_no_interval_is_refused() -> None:
     edit = ("inpaint", "photo.png", "mask.png", "--guidance-interval")
-    assert "is no interval of noise levels" in refused(*edit, "1,0.5")
-    assert "it takes two noise levels" in refused(*edit, "most")
+    assert "is not an interval of noise levels" in refused(*edit, "1,0.5")
+    assert "Two noise levels" in refused(*edit, "most")
 
 
 def test_another_word_is_refused_before_a_model_is_loaded() -> None:

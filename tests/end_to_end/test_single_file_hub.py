@@ -72,10 +72,10 @@ def test_a_file_that_is_not_there(hub: HubStandIn, published: Path) -> None:
     ):
         load("org/files/none.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"no file on this machine .*neither a local folder nor a reposit"
+        CheckpointError, match=r"not a file on this machine .*neither a local folder nor a reposit"
     ):
         load("org/missing/model.safetensors")
-    with pytest.raises(OfflineError, match=r"no file on this machine .*local_files_only=True forbids"):
+    with pytest.raises(OfflineError, match=r"not a file on this machine .*local_files_only=True allows no"):
         load("org/files/model.safetensors", local_files_only=True)
 
 

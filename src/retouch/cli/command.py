@@ -85,8 +85,9 @@ def _flags(parameters: Sequence[inspect.Parameter]) -> dict[str, str]:
     for parameter in parameters:
         (described,) = getattr(parameter.annotation, "__metadata__", (None,))[:1]
         names = [name for name in getattr(described, "param_decls", None) or () if name.startswith("--")]
-        if isinstance(described, typer.models.ArgumentInfo):
-            flag = described.metavar or parameter.name.upper()
+        is_argument = described is None and parameter.default is parameter.empty
+        if is_argument or isinstance(described, typer.models.ArgumentInfo):
+            flag = getattr(described, "metavar", None) or parameter.name.upper()
         else:
             flag = names[0].split("/")[0] if names else "--" + parameter.name.replace("_", "-")
         flags[KEYWORDS.get(parameter.name, parameter.name)] = flag

@@ -137,7 +137,7 @@ def test_a_broken_card(pipeline: Path, text: str) -> None:
     ],
 )
 def test_a_path_that_is_not_there_is_not_taken_for_a_repository(name: str | Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing is there.*hub id like 'org/name'"):
+    with pytest.raises(CheckpointError, match=r"does not exist.*hub id like 'org/name'"):
         Checkpoint.open(name)
 
 

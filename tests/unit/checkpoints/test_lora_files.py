@@ -134,7 +134,7 @@ def test_a_kernel_in_the_middle() -> None:
 def test_both_names_of_a_layer() -> None:
     ours, theirs = kohya("lora_unet_mid_block_x"), kohya("lora_unet_middle_block_0_in_layers_2", (5, 6, 3, 3))
     models = {"unet": Layers.of({"mid_block.x": (6, 8)}, {"mid_block.x": "middle_block.0"})}
-    with pytest.warns(UserWarning, match=r"in two ways.*2 keys, first lora_unet_middle_block_0_in_layers_2"):
+    with pytest.warns(UserWarning, match=r"two kinds of names.*2 keys, first lora_unet_middle_block_0"):
         found = read_updates({**theirs, **ours}, models, "x.safetensors")
     assert list(found["unet"]) == ["mid_block.x"]
 
@@ -146,31 +146,31 @@ def test_both_names_of_a_layer() -> None:
             {"lora_unet_mid_attn2_to_k.hada_w1_a": 1},
             r"x.safetensors holds LoHa, not plain LoRA: lora_unet_mid",
         ),
-        ({"lora_unet_mid_attn2_to_k.lokr_w1": 1}, "holds LoKr.*merged into a checkpoint"),
+        ({"lora_unet_mid_attn2_to_k.lokr_w1": 1}, "holds LoKr"),
         ({"lora_unet_mid_attn2_to_k.oft_blocks": 1}, "holds OFT"),
         ({"lora_unet_mid_attn2_to_k.diff": 1}, "holds full differences"),
         ({**kohya(), "lora_unet_mid_attn2_to_k.dora_scale": 1}, "holds DoRA"),
         ({"unet.mid.attn2.to_k.lora_magnitude_vector": 1}, "holds DoRA"),
-        ({}, "0 keys that are no part"),
+        ({}, "0 keys that do not belong"),
         (
             {**kohya(), "what.is.this": 1, "and_that": 1},
-            r"2 keys that are no part of a LoRA: what.is.this, and_",
+            r"2 keys that do not belong to a LoRA: what.is.this, and_",
         ),
         ({"emb_params": 1}, "Accepted are LoRA files.*This is a textual inversion.*load_textual_inversion"),
         ({"model.diffusion_model.x.weight": 1}, "This is a checkpoint"),
         ({"down_blocks.0.resnets.0.conv1.weight": 1}, "This is a UNet alone"),
-        (kohya("lora_unet_mid_attn3_to_k"), r"2 keys name layers.*mid_attn3_to_k.lora_down.*Check what this"),
+        (kohya("lora_unet_mid_attn3_to_k"), r"2 keys name layers.*mid_attn3_to_k.lora_down"),
         (kohya("lora_te2_text_projection"), "2 keys name layers that this pipeline does not have"),
         (
             kohya(shape=(6, 16)),
             r"1 updates.*\(2, 16\) for a weight \(6, 8\).*text of width 16, the UNet here.*8",
         ),
-        (kohya(shape=(6, 768)), r"text of width 768 \(Stable Diffusion 1.x\)"),
+        (kohya(shape=(6, 768)), "text of width 768"),
         (kohya(shape=(7, 8)), "1 updates are of other shapes"),
         (kohya("lora_unet_mid_resnets_0_conv1", (5, 6)), "1 updates are of other shapes"),
-        ({"lora_unet_mid_attn2_to_k.lora_up.weight": torch.ones(6, 2)}, "without the down side"),
-        ({"lora_unet_mid_attn2_to_k.lora_down.weight": torch.ones(2, 8)}, "without the up side"),
-        ({"lora_unet_mid_attn2_to_k.alpha": torch.ones(())}, "without the down side"),
+        ({"lora_unet_mid_attn2_to_k.lora_up.weight": torch.ones(6, 2)}, "without its down matrix"),
+        ({"lora_unet_mid_attn2_to_k.lora_down.weight": torch.ones(2, 8)}, "without its up matrix"),
+        ({"lora_unet_mid_attn2_to_k.alpha": torch.ones(())}, "without its down matrix"),
         ({key: tensor[:1] if "down" in key else tensor for key, tensor in kohya().items()}, "ranks.*1 and 2"),
         (
             {**kohya(), **two("unet.mid.attn2.to_k", ".lora_A", ".lora_B", (6, 8))},
@@ -186,5 +186,5 @@ def test_refused(state: dict[str, Any], message: str) -> None:
 
 def test_settings_that_cannot_be_read() -> None:
     for text in ("{", "[1, 2]", "3"):
-        with pytest.raises(CheckpointError, match="no JSON dictionary"):
+        with pytest.raises(CheckpointError, match="not a JSON dictionary"):
             read_updates(kohya(), MODELS, "x.safetensors", metadata={"lora_adapter_metadata": text})

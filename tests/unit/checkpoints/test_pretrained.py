@@ -82,7 +82,7 @@ def test_the_config_says_what_the_folder_holds(model: Tiny, tmp_path: Path) -> N
 def test_a_part_of_a_pipeline(model: Tiny, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "unet")
     assert _same(model, Tiny.from_pretrained(str(tmp_path), subfolder="unet"))
-    with pytest.raises(CheckpointError, match=r"no folder 'vae'.*there: unet"):
+    with pytest.raises(CheckpointError, match=r"no folder 'vae'.*folders are: unet"):
         Tiny.from_pretrained(tmp_path, subfolder="vae")
     with pytest.raises(CheckpointError, match=r"config\.json is not there.*subfolder"):
         Tiny.from_pretrained(tmp_path)
@@ -200,7 +200,7 @@ def test_a_model_of_another_class(model: Tiny, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": "AutoencoderKL"}))
-    with pytest.raises(CheckpointError, match=r"class AutoencoderKL, but Tiny"):
+    with pytest.raises(CheckpointError, match=r"class AutoencoderKL, which Tiny"):
         Tiny.from_pretrained(tmp_path)
     del config["_class_name"]
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -109,7 +109,7 @@ OTHERS: dict[str, tuple[list[str], str]] = {
         ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
         "is a Stable Diffusion 3 model",
     ),
-    "anything": (["a", "b", "c", "d"], r"is a file of 4 tensors of a kind unknown here \(a, b, c\)"),
+    "anything": (["a", "b", "c", "d"], r"is a file of 4 tensors of an unknown kind \(a, b, c\)"),
 }
 
 

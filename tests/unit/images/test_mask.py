@@ -141,7 +141,7 @@ class TestReading:
     def test_transparent_masks_are_ambiguous(self) -> None:
         mask = Image.fromarray(GREY).convert("LA")
         mask.putpixel((0, 0), (0, 0))
-        with pytest.raises(InputError, match="by its brightness or by its alpha") as caught:
+        with pytest.raises(InputError, match="could be its brightness or its alpha") as caught:
             Mask.read(mask)
         assert caught.value.parameter == "mask_image"
         assert_levels(mask.convert("L"), READ)
