@@ -116,7 +116,7 @@ class Mask:
     def _of_anything(cls, value: Any, size: tuple[int, int], mode: MaskMode, fit: bool) -> Mask:
         if isinstance(value, np.ndarray | Tensor | Mask):
             masks = cls.read(value, "mask")
-            if len(masks) != 1:
+            if len(masks) != 1 and not isinstance(value, Mask):
                 raise InputError(
                     f"The mask has the shape {tuple(value.shape)}, which is {len(masks)} masks. One for the "
                     "photo is accepted, (height, width). Join them with numpy.maximum.reduce.",
