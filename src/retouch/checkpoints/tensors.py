@@ -161,7 +161,8 @@ def read_tensors(
     """
     reader = _read_pickle(path) if path.suffix == ".bin" else _read_safetensors(path)
     for name, tensor in reader:
-        yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        kept = dtype if tensor.is_floating_point() else None
+        yield name, tensor.to(device=device, dtype=kept, copy=True)
 
 
 class TensorFile:
@@ -200,52 +201,49 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class _Safetensors:
-    """A safetensors file whose tensors are read one by one into memory of their own.
+    """A safetensors file whose tensors are copied out of it one by one.
 
-    The library maps the file instead. What was touched of a mapping counts as the process's memory until all
-    tensors in it are gone, so a model in bfloat16 from a float32 file would take three times its size.
+    The library maps the file into memory. What was touched of a mapping counts as the process's memory until
+    the file is closed and all tensors in it are gone, so a model in bfloat16 from a float32 file would take
+    three times its size. So tensors are copied, and the file is opened anew from time to time.
     """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
         self.path = path
-        with _explained(path), safe_open(path, framework="pt") as file:  # which checks the header
-            self.metadata: dict[str, str] = file.metadata() or {}
-            self.names = list(file.keys())
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            self._header = json.loads(stream.read(length))
-        self._start = 8 + length
-        self.shapes = {name: tuple(self._header[name]["shape"]) for name in self.names}
+        with _explained(path):
+            self._file = self._opened()
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.names: list[str] = list(self._file.keys())
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self.names}
+        self._touched = 0
 
     def read(self, name: str) -> Tensor:
-        import torch
+        return self.mapped(name).clone()
+
+    def mapped(self, name: str) -> Tensor:
+        """Return a tensor in the mapped file, which the caller has to copy."""
+        if self._touched > _OPEN_ANEW_AFTER:
+            self._file = self._opened()
+            self._touched = 0
+        tensor: Tensor = self._file.get_tensor(name)
+        self._touched += tensor.nbytes
+        return tensor
+
+    def _opened(self) -> Any:
         from safetensors import safe_open
 
-        entry = self._header[name]
-        dtype = getattr(torch, _STORED.get(entry["dtype"], ""), None)
-        if dtype is None:
-            with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor(name)
-        begin, end = entry["data_offsets"]
-        values = torch.empty(end - begin, dtype=torch.uint8)
-        with self.path.open("rb") as stream:
-            stream.seek(self._start + begin)
-            if stream.readinto(values.numpy().data) != end - begin:
-                raise OSError(f"{name} ends too early")
-        return values.view(dtype).reshape(entry["shape"])
+        return safe_open(self.path, framework="pt")
 
 
-# The dtypes that weights are stored in; the library reads any other.
-_STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+# Bytes. Opening a file takes a few milliseconds, since its header is read again.
+_OPEN_ANEW_AFTER = 64 * 2**20
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     file = _Safetensors(path)
     with _explained(path):
         for name in file.names:
-            yield name, file.read(name)
+            yield name, file.mapped(name)
 
 
 def unpickle(path: Path) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 
@@ -186,6 +187,7 @@ def test_no_part_of_a_file_stays_mapped(tmp_path: Path) -> None:
     state = dict(read_tensors(path))
     file = tensors.TensorFile(path)
     state |= {name: file.read(name) for name in file.shapes}
+    del file
     assert state and str(path) not in Path("/proc/self/maps").read_text()
 
 
@@ -288,3 +290,20 @@ def test_weights_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
 def test_a_variant_must_fit_into_a_file_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"variant='\.\./x'"):
         write_tensors(STATE, tmp_path, variant="../x", texts={})
+
+
+def test_a_large_file_is_opened_anew_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "_OPEN_ANEW_AFTER", 0)
+    opened = []
+    original = safetensors.safe_open
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", counted)
+    state = dict(read_tensors(_whole(tmp_path)))
+    assert len(opened) == len(STATE)
+    assert all(torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in STATE.items())
