@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -220,17 +221,17 @@ def rescaled(model: Model, scale: float | None) -> Model:
     if scale is None or scale == 1 or not adapted(model):
         return model
     plain: Any = getattr(model, "_orig_mod", model)
-    _install_capturing_hooks(plain)
-    return with_replaced(plain, lambda layer: Rescaled(layer, scale) if isinstance(layer, _Adapted) else None)
+    with _hooks_lock():
+        return with_replaced(
+            plain, lambda layer: Rescaled(layer, scale) if isinstance(layer, _Adapted) else None
+        )
 
 
-def _install_capturing_hooks(model: nn.Module) -> None:
-    """Let transformers install the hooks that collect hidden states now, if it has not done so yet.
+def _hooks_lock() -> AbstractContextManager[Any]:
+    """Return the lock under which transformers installs its hooks on a model, if this version has one.
 
-    It installs them at the first call that needs them. A copy that is made in the middle of that, by another
-    thread, would have some of them and get them again.
+    It installs them in the first call that asks for hidden states, and marks the model. A copy that is made
+    meanwhile in another thread would have some hooks but no mark, and get those hooks a second time.
     """
     capturing: Any = sys.modules.get("transformers.utils.output_capturing")
-    install = getattr(capturing, "maybe_install_capturing_hooks", None)
-    if install is not None and hasattr(model, "_can_record_outputs"):
-        install(model)
+    return getattr(capturing, "_hook_installation_lock", nullcontext())
