@@ -1,4 +1,4 @@
-"""The command line in this process, and small pictures to use it on."""
+"""Runs of the command line in this process, and small pictures for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from retouch.cli.app import app
 
-# None takes a variable away: whoever runs the tests may have set them.
+# None removes a variable, which may be set where the tests run.
 PLAIN = {"RETOUCH_MODEL": None, "NO_COLOR": "1", "TERM_PROGRAM": None, "COLUMNS": "100"}
 HOLE = (24, 16, 56, 48)
 
 
 def retouch(*arguments: Any, input: str | None = None, **environment: str) -> Any:
-    """Run a command; the result has exit_code, stdout and stderr."""
+    """Run a command and return its result with exit_code, stdout and stderr."""
     words = [str(argument) for argument in arguments]
     return CliRunner().invoke(
         app, words, input=input, env=PLAIN | environment, catch_exceptions=False, prog_name="retouch"
@@ -33,13 +33,13 @@ def done(*arguments: Any, **environment: str) -> Any:
 
 
 def answered(*arguments: Any, **environment: str) -> dict[str, Any]:
-    """Run a command that must succeed with --json; its answer."""
+    """Run a command with --json that must succeed, and return its answer."""
     answer: dict[str, Any] = json.loads(done(*arguments, "--json", **environment).stdout)
     return answer
 
 
 def refused(*arguments: Any, **environment: str) -> str:
-    """Run a command that must fail with one line; the line."""
+    """Run a command that must fail with one line, and return the line."""
     result = retouch(*arguments, **environment)
     assert result.exit_code == 1, (result.exit_code, result.output)
     lines = result.stderr.splitlines()
@@ -48,7 +48,7 @@ def refused(*arguments: Any, **environment: str) -> str:
 
 
 def write_photo(path: Path, size: tuple[int, int] = (80, 64), mode: str = "RGB") -> np.ndarray:
-    """A picture of random pixels; they are returned."""
+    """Write a picture of random pixels, and return the pixels."""
     pixels = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     image.save(path)
@@ -56,7 +56,7 @@ def write_photo(path: Path, size: tuple[int, int] = (80, 64), mode: str = "RGB")
 
 
 def write_mask(path: Path, size: tuple[int, int] = (80, 64), box: tuple[int, ...] = HOLE) -> np.ndarray:
-    """A white box on black; where it is."""
+    """Write a white box on black, and return its place."""
     mask = Image.new("L", size)
     mask.paste(255, box)
     mask.save(path)

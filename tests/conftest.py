@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, known seeds, no network but this machine's own."""
+"""Settings of every test: one thread, fixed seeds, no network outside this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-# Before anything imports huggingface_hub, which reads them once.
+# Set before huggingface_hub is imported, because it reads them once.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-# The stand-in first: it too sets what huggingface_hub reads once.
+# The stand-in comes first: it also sets variables that huggingface_hub reads once.
 pytest_plugins = [
     "hub_stand_in",
     "guide",
@@ -57,7 +57,7 @@ def _is_here(host: Any) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """Fail whoever connects to another machine, even where the library would swallow an OSError."""
+    """Fail a test that connects to another machine, even if the library ignores an OSError."""
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def checked(host: Any) -> None:

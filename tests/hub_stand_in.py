@@ -1,8 +1,8 @@
-"""The hub on loopback: serves folders over HTTP the way huggingface_hub asks for them.
+"""A hub on loopback: serves folders over HTTP for the requests of huggingface_hub.
 
-`hub.add("org/name", folder)` publishes a folder; `from_pretrained("org/name")` then works as users
-call it, in this process and in others that inherit the environment. Requests are kept for counting,
-and the server can be told to break off, to refuse, or to be slow.
+`hub.add("org/name", folder)` publishes a folder; `from_pretrained("org/name")` then works as for users, in
+this process and in others that inherit the environment. Requests are recorded, and the server can be set to
+break off, to refuse, or to be slow.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-# Whoever forgets the `hub` fixture meets a closed port rather than the real hub, and no one's own
-# cache or token: set before huggingface_hub is imported, which reads them once.
+# A test without the `hub` fixture gets a closed port instead of the real hub, and no personal cache or token.
+# Set before huggingface_hub is imported, because it reads them once.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.pop(_name, None)
 
-# Stored outside git on the hub, hence answered with a redirect to another address.
+# Stored outside git on the hub, so the answer is a redirect to another address.
 _LARGE = (".safetensors", ".bin", ".ckpt", ".png", ".jpg", ".onnx", ".msgpack")
 
 
 @dataclass
 class Repository:
-    """One published repository: its revisions, and who may read it."""
+    """One published repository: its revisions, and the token that may read it."""
 
     name: str
     revisions: dict[str, Path] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Repository:
     is_gated: bool = False
 
     def find(self, revision: str) -> tuple[Path, str] | None:
-        """The folder and the commit of a branch or commit."""
+        """Return the folder and the commit of a branch or commit."""
         for branch, folder in self.revisions.items():
             commit = _commit_of(folder)
             if revision in (branch, commit):
@@ -57,7 +57,7 @@ class Repository:
 
 @dataclass
 class _Trouble:
-    """What happens to the next requests for files whose path ends in `suffix`."""
+    """A fault in the next answers to requests for files whose path ends in `suffix`."""
 
     suffix: str
     times: int
@@ -66,7 +66,7 @@ class _Trouble:
 
 
 class HubStandIn:
-    """A hub on a thread of this process."""
+    """A hub in a thread of this process."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -81,14 +81,14 @@ class HubStandIn:
         self._server = _Server(("127.0.0.1", 0), handler, self.faults)
         port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{port}"
-        # Another name of the same server: a client treats a store of large files as a stranger to the
+        # Another name of the same server: a client treats a store of large files as another host than the
         # hub, and does not send it the token.
         self.store = f"http://localhost:{port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; connections are cut, and refused from then on."""
+        """Stop answering: cut connections, and refuse new ones."""
         self._server.shutdown()
         self._server.server_close()
         self._server.cut_connections()
@@ -105,7 +105,7 @@ class HubStandIn:
     ) -> Repository:
         """Publish a folder; a dataset's name begins with "datasets/".
 
-        With a token only its bearer reads it; gated, others are told that it exists.
+        A repository with a token is only for requests with it. A gated one tells others that it exists.
         """
         repository = self.repositories.setdefault(name, Repository(name))
         repository.revisions[revision] = Path(folder)
@@ -113,11 +113,11 @@ class HubStandIn:
         return repository
 
     def break_off(self, suffix: str, *, after: int, times: int = 1) -> None:
-        """Close the connection after so many bytes of the file, `times` times."""
+        """Close the connection after this number of bytes of the file, `times` times."""
         self._troubles.append(_Trouble(suffix, times, after=after))
 
     def fail(self, suffix: str, status: int, *, times: int = 1_000_000) -> None:
-        """Answer with this status to whatever asks for a path that ends in `suffix`."""
+        """Answer requests for a path that ends in `suffix` with this status."""
         self._troubles.append(_Trouble(suffix, times, status=status))
 
     def recover(self) -> None:
@@ -125,11 +125,11 @@ class HubStandIn:
 
     @property
     def files_sent(self) -> list[str]:
-        """The files whose contents were sent, in whole or in part, each once."""
+        """Return the files whose contents were sent, wholly or in part, each once."""
         return sorted(self.bytes_sent)
 
     def forget(self) -> None:
-        """Count anew."""
+        """Forget the requests so far."""
         self.requests.clear()
         self.authorizations.clear()
         self.bytes_sent.clear()
@@ -137,7 +137,7 @@ class HubStandIn:
     def _trouble(self, path: str, *, body: bool) -> _Trouble | None:
         with self._lock:
             for trouble in self._troubles:
-                # Breaking off in the middle is for contents, a status for any request.
+                # Only contents can break off in the middle; a status applies to any request.
                 if path.endswith(trouble.suffix) and trouble.times > 0 and (trouble.status or body):
                     trouble.times -= 1
                     return trouble
@@ -170,7 +170,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
-        # A client that goes away is its own business.
+        # A client may close its connection.
         if error is not None and not isinstance(error, ConnectionError):
             self.faults.append(error)
 
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        # The client looks up once a day who is calling; that is no part of loading a checkpoint.
+        # The client identifies its user once a day; that does not belong to loading a checkpoint.
         if path == "/api/agent-harnesses":
             self._answer(404)
             return
@@ -210,13 +210,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(404)
 
     def _find(self, name: str, revision: str) -> tuple[Path, str] | None:
-        """The folder and the commit if the caller may read them; else the refusal is sent."""
+        """Return the folder and the commit if the caller may read them; otherwise send the refusal."""
         repository = self.hub.repositories.get(name)
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if repository is None or (
             repository.token and not repository.is_gated and repository.token != bearer
         ):
-            # The hub tells strangers nothing of what exists.
+            # The hub does not tell others whether a private repository exists.
             self._answer(404 if bearer else 401, error="RepoNotFound")
         elif repository.token and repository.token != bearer:
             self._answer(403 if bearer else 401, error="GatedRepo")
@@ -318,7 +318,7 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def _commit_of(folder: Path) -> str:
-    """An id that changes with the files."""
+    """Return an id that changes with the files."""
     names = "".join(name + _digest(folder / name) for name in _files_in(folder))
     return hashlib.sha1(names.encode()).hexdigest()
 
@@ -335,14 +335,14 @@ def _digest(path: Path) -> str:
 
 
 def use_hub(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
-    """Point huggingface_hub, here and in processes started from here, to a hub and an empty cache."""
+    """Point huggingface_hub to a hub and an empty cache, in this process and in those that it starts."""
     from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
     patch.setenv("HF_ENDPOINT", url)
     patch.setenv("HF_HOME", str(home))
     patch.delenv("HF_HUB_CACHE", raising=False)
-    # The library reads its environment at import, so what it has read is replaced as well.
+    # The library reads its environment at import, so the values that it has read are replaced too.
     patch.setattr(constants, "ENDPOINT", url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HOME", str(home))
@@ -350,14 +350,14 @@ def use_hub(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"), raising=False)
     patch.setattr(hf_api.api, "endpoint", url)
-    # It waits seconds before it tries again.
+    # It would wait seconds before it tries again.
     for module in (file_download, _http):
         patch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
 
 
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    """An empty hub, which every library of this test takes for the real one, and an empty cache."""
+    """Provide an empty hub, which all libraries of a test use as the real one, and an empty cache."""
     from huggingface_hub import close_session
 
     stand_in = HubStandIn()

@@ -1,4 +1,4 @@
-"""IP-Adapter files for a pipeline's UNet, and a tiny image encoder, laid out as in the hub's repositories."""
+"""IP-Adapter files for a pipeline's UNet, and a tiny image encoder, in the layout of the hub's repositories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 State = dict[str, dict[str, Tensor]]
 
-# The widths of the image encoder's states and embeddings, and the side of what it sees.
+# The widths of the image encoder's states and embeddings, and the side of its pictures.
 STATES, EMBEDS, SIDE = 40, 24, 32
 
 
@@ -34,20 +34,20 @@ def tiny_image_encoder(seed: int = 0, **settings: Any) -> Any:
 
 
 def layer_weights(unet: Any, draw: torch.Generator) -> dict[str, Tensor]:
-    """Keys and values for each attention to text, in the order of the reference's UNet."""
+    """Return keys and values for each cross-attention, in the order of the reference's UNet."""
     found = [(name, layer) for name, layer in unet.named_modules() if name.endswith(".attn2")]
     sides = ("down_blocks", "up_blocks", "mid_block")
     found.sort(key=lambda pair: [pair[0].startswith(side) for side in sides], reverse=True)
     state = {}
     for number, (_, layer) in enumerate(found):
         for key, like in (("to_k_ip", layer.to_k), ("to_v_ip", layer.to_v)):
-            # Large enough to be seen in pictures.
+            # Large enough to change pictures visibly.
             state[f"{2 * number + 1}.{key}.weight"] = torch.randn(like.weight.shape, generator=draw) * 0.5
     return state
 
 
 def ip_adapter(unet: Any, kind: str = "plain", seed: int = 0, tokens: int = 4) -> State:
-    """A file's content as pickled files have it; `kind` is plain, plus or full."""
+    """Return the contents of a pickled file; `kind` is plain, plus or full."""
     draw = torch.Generator().manual_seed(seed)
 
     def weight(*shape: int) -> Tensor:
@@ -96,14 +96,14 @@ def ip_adapter(unet: Any, kind: str = "plain", seed: int = 0, tokens: int = 4) -
 
 
 def flat(state: State) -> dict[str, Tensor]:
-    """The same as safetensors files have it."""
+    """Return the same in the form of safetensors files."""
     return {
         f"{part}.{key}": tensor.contiguous() for part, own in state.items() for key, tensor in own.items()
     }
 
 
 def repository(folder: Path, unet: Any, kinds: tuple[str, ...] = ("plain", "plus")) -> Path:
-    """Adapters in both file formats and an image encoder, as in the hub's repository of them."""
+    """Write adapters in both file formats and an image encoder, in the layout of their repository on the hub."""
     models = folder / "models"
     tiny_image_encoder().save_pretrained(models / "image_encoder")
     for seed, kind in enumerate(kinds):

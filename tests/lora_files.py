@@ -1,4 +1,4 @@
-"""LoRA files for a pipeline's models, in the spelling of each program that writes them."""
+"""LoRA files for a pipeline's models, in the spelling of each training program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
 
 @dataclass(frozen=True)
 class Side:
-    """What a file has for one layer."""
+    """The tensors that a file has for one layer."""
 
     down: Tensor
     up: Tensor
@@ -31,9 +31,9 @@ Sides = Mapping[str, Mapping[str, Side]]  # by model and layer
 def sides(
     pipeline: Any, *, unet: str = "", text: str | None = TEXT, rank: int = 4, alpha: Any = 2.0, seed: int = 0
 ) -> Sides:
-    """Random updates for the layers of a pipeline whose names match: `text` in its text encoders, if any.
+    """Return random updates for the layers of a pipeline whose names match; `text` is for its text encoders.
 
-    `alpha` and `rank` are one for all layers, or a list that the layers take in turn.
+    `alpha` and `rank` are one value for all layers, or a list that the layers take in turn.
     """
     draw = torch.Generator().manual_seed(seed)
     found: dict[str, dict[str, Side]] = {}
@@ -57,13 +57,13 @@ def sides(
 
 
 def _published(part: str, name: str) -> str:
-    """The name in files, which have a level that transformers 5 took out of one of the text encoders."""
+    """Return the name in files, which have a level that transformers 5 removed from one text encoder."""
     is_bare = part != "unet" and name.startswith("encoder.")
     return f"text_model.{name}" if is_bare else name
 
 
 def peft(updates: Sides) -> State:
-    """What PEFT and today's diffusers write. They know no alpha here: it must be the rank."""
+    """Return the format of PEFT and today's diffusers. It has no alpha, so alpha must be the rank."""
     state = {}
     for part, layers in updates.items():
         for name, side in layers.items():
@@ -73,7 +73,7 @@ def peft(updates: Sides) -> State:
 
 
 def diffusers(updates: Sides) -> State:
-    """The spelling of diffusers' own training scripts."""
+    """Return the format of diffusers' own training scripts."""
     state = {}
     for part, layers in updates.items():
         middle = "lora" if part == "unet" else "lora_linear_layer"
@@ -84,7 +84,7 @@ def diffusers(updates: Sides) -> State:
 
 
 def diffusers_2023(updates: Sides) -> State:
-    """The first spelling of diffusers, for attention alone."""
+    """Return the first format of diffusers, for attention only."""
     state = {}
     for part, layers in updates.items():
         for name, side in layers.items():
@@ -100,7 +100,7 @@ def diffusers_2023(updates: Sides) -> State:
 def kohya(
     updates: Sides, *, original: Callable[[str], str] | None = None, text_prefix: str = "lora_te_"
 ) -> State:
-    """What kohya-ss writes; `original` gives the names of the UNet's layers in the program that it trains."""
+    """Return the format of kohya-ss; `original` has the UNet's layer names in the program that it trains."""
     state: State = {}
     prefixes = {"unet": "lora_unet_", "text_encoder": text_prefix, "text_encoder_2": "lora_te2_"}
     for part, layers in updates.items():
@@ -118,7 +118,7 @@ def kohya_xl(updates: Sides, **options: Any) -> State:
 
 
 def merged(model: nn.Module, layers: Mapping[str, Side], weight: float = 1.0) -> State:
-    """The weights that a model has with its updates in them, worked out at length."""
+    """Return a model's weights with its updates added, computed step by step."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, side in layers.items():
         product = side.up.flatten(1) @ side.down.flatten(1)

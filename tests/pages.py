@@ -1,4 +1,4 @@
-"""The pages of docs/, the README and their like: their text, and the examples in them."""
+"""The text and the examples of the README, the pages of docs/ and others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def page(name: str) -> str:
-    """The text of a page: "README.md", "docs/masks.md"."""
+    """Return the text of a page, such as "README.md" or "docs/masks.md"."""
     return (ROOT / name).read_text(encoding="utf-8")
 
 
 def examples(text: str, language: str = "python") -> list[str]:
-    """Its blocks of code in this language."""
+    """Return the blocks of code of a page in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)

@@ -1,6 +1,6 @@
-"""The config.json files of the checkpoints that people have, for tests that need no weights.
+"""The config.json files of popular checkpoints, for tests that need no weights.
 
-Written down in full where a file says more than the defaults, for it is the unusual keys that break readers.
+They are complete where a file has more than the defaults, because unusual keys are those that readers fail on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SD_2 = _SD_1 | {
     "use_linear_projection": True,
 }
 
-# What newer versions of the reference write, used or not.
+# Keys that newer versions of the reference write, used or not.
 _NEWER_KEYS = {
     "addition_embed_type": None,
     "addition_embed_type_num_heads": 64,
@@ -97,7 +97,7 @@ _SDXL = (
     }
 )
 
-# With the settings of the averaging that its training left behind.
+# With the settings of averaged weights that its training left in it.
 _SDXL_INPAINTING = _SDXL | {
     "decay": 0.9999,
     "in_channels": 9,
@@ -235,7 +235,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     }
 }
 
-# Of the decoder's DDPMScheduler and the prior's UnCLIPScheduler.
+# For the decoder's DDPMScheduler and the prior's UnCLIPScheduler.
 KANDINSKY_SCHEDULERS: dict[str, dict[str, Any]] = {
     "decoder": {
         "beta_end": 0.012,

@@ -1,7 +1,7 @@
-"""A stand-in for CUDA's graphs on a CPU: what a call does with memory is written down and done again.
+"""A stand-in for CUDA graphs on a CPU: it records the operations of a call and repeats them.
 
-As a graph does, it knows tensors by where they are and runs nothing of Python: a number that has changed, or
-a weight that was replaced, makes no difference to it.
+Like a graph, it knows tensors by their memory and runs no Python: a changed number or a replaced weight has no
+effect on it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Tape(TorchDispatchMode):
 
 
 class OpRecorder:
-    """A recorder that counts, and may be told to fail."""
+    """A recorder that counts its calls, and can be set to fail."""
 
     made: list[OpRecorder]
     error: BaseException | None = None

@@ -1,4 +1,4 @@
-"""A schedule and a model of a few lines each, for testing the algorithm without either."""
+"""A small plan and a small model, for tests of the algorithm without real ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retouch.schedulers.plan import Step
 
 
 class FakePlan:
-    """Levels that fall from 1 to 0; a step adds the prediction, and noising mixes linearly."""
+    """A plan with levels from 1 to 0: a step adds the prediction, and noising mixes linearly."""
 
     order = 1
     initial_sigma = 10.0
@@ -57,7 +57,7 @@ class FakePlan:
 
 
 class FakeModel:
-    """Remembers what it was given and answers with the first channels plus the mean of its inputs."""
+    """A model that records its inputs and returns the first channels plus the mean of its inputs."""
 
     def __init__(self, channels: int = 4) -> None:
         self.channels = channels

@@ -1,4 +1,4 @@
-"""A scheduler's config as a file: written by either library, read by both."""
+"""Files of scheduler configs, written by each library and read by both."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from retouch.schedulers.scheduler import Scheduler
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what names its class and how it came about."""
+    """Return a config without the names of its class and of its defaults."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def compare_files(name: str, options: Mapping[str, Any], folder: Path) -> None:
-    """Ours is read by the reference, and what that writes by us."""
+    """Check that the reference reads our file, and that we read its file."""
     ours = getattr(schedulers, name)(**options)
     ours.save_pretrained(folder / "ours")
     theirs = getattr(diffusers, name).from_pretrained(folder / "ours")

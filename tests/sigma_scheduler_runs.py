@@ -20,14 +20,14 @@ STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "be
 def reference_run(scheduler: Any, steps: int | None, **options: Any) -> Any:
     trace = run_diffusers_style(scheduler, steps, **options)
     if trace.timesteps.dtype == torch.float64:
-        # Where KDPM2 spaces sigmas, the reference leaves its timesteps in float64. A UNet rounds them to
-        # float32 at once, as we do earlier: some accelerators have no float64.
+        # If KDPM2 spaces sigmas, the reference's timesteps are float64, and its UNet rounds them to float32. Ours
+        # are float32 from the start, because some accelerators have no float64.
         trace.timesteps = trace.timesteps.float()
     return trace
 
 
 def assert_same_sigmas(ours: Tensor, theirs: Tensor) -> None:
-    # After the final sigma, the reference's KDPM2 has two more zeros that nothing reads.
+    # After the final sigma, the reference's KDPM2 has two more zeros, which it does not use.
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs[: len(ours)], rtol=TABLE, atol=0)
     assert not theirs[len(ours) :].any()
@@ -44,8 +44,8 @@ def compare(
 ) -> float:
     """Run both libraries' scheduler `name` and compare; `rows` gives each row its own generator.
 
-    Each run is a number of steps and how many evaluations it leaves out. One object of each library does
-    all of them, ours twice each: as a plan and through its diffusers-style methods.
+    Each run is a number of steps and a number of evaluations to leave out. One object of each library does all
+    runs, ours twice each: as a plan and by the methods that diffusers has too.
     """
     theirs, ours = getattr(diffusers, name)(**config), getattr(schedulers, name)(**config)
     largest = 0.0

@@ -1,7 +1,7 @@
 """Complete Stable Diffusion checkpoints of a few hundred kilobytes, made from a config and a seed.
 
-The reference library builds and saves them, so what we load is what it writes, in the layout of the
-checkpoints that people have. Nothing in them is trained: pictures come out as coloured noise.
+The reference library builds and saves them, so we load the files that it writes, in the layout of published
+checkpoints. They are not trained: their pictures are coloured noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 PROMPT_WORDS = ("a", "photo", "of", "cat", "castle", "bench", "in", "the", "park", "highly", "detailed")
 
-# The side of a picture when the caller names no size: 8 latents of 8 pixels.
+# The side of a picture if the caller gives no size: 8 latents of 8 pixels.
 DEFAULT_SIDE = 64
 
 # Settings of the scheduler files in the hub's SD 1.5 and SD 2.1 repositories.
@@ -43,9 +43,9 @@ def stable_diffusion(
 ) -> Path:
     """Build a checkpoint in `folder` and return it.
 
-    With `variant="fp16"` half precision files lie beside the full ones, as on the hub. Version 2
-    predicts v and projects linearly. `published_text_keys` spells the text encoder's keys as the hub's
-    files do; False leaves them as the installed transformers writes them.
+    `variant="fp16"` adds half-precision files to the full ones, as on the hub. Version 2 predicts v and projects
+    linearly. `published_text_keys` spells the text encoder's keys as the hub's files do; False leaves them as the
+    installed transformers writes them.
     """
     from diffusers import (
         DDIMScheduler,
@@ -70,7 +70,7 @@ def stable_diffusion(
             requires_safety_checker=checker is not None,
         )
     if variant is not None:
-        # First, because both write config.json, which on the hub speaks of the full precision.
+        # First, because both write config.json, which on the hub is that of full precision.
         half = pipeline_class(**halved(pipeline.components), requires_safety_checker=checker is not None)
         half.save_pretrained(folder, variant=variant)
     pipeline.save_pretrained(folder)
@@ -83,7 +83,7 @@ def stable_diffusion(
 
 
 def halved(components: dict[str, Any]) -> dict[str, Any]:
-    """The same parts, with models in half precision."""
+    """Return the same parts, with models in half precision."""
     return {
         name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
         for name, part in components.items()
@@ -91,7 +91,7 @@ def halved(components: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_unet(*, in_channels: int = 4, version: int = 1, **settings: Any) -> Any:
-    """Three levels, so that there is an attention level inside, one at the edge and one without."""
+    """Make a UNet with three levels: with attention inside, at the edge, and without attention."""
     from diffusers import UNet2DConditionModel
 
     defaults: dict[str, Any] = {
@@ -115,7 +115,7 @@ def tiny_unet(*, in_channels: int = 4, version: int = 1, **settings: Any) -> Any
 
 
 def tiny_vae(**settings: Any) -> Any:
-    """Four levels, hence the factor of 8 between pixels and latents that SD has."""
+    """Make a VAE with four levels, for SD's factor of 8 between pixels and latents."""
     from diffusers import AutoencoderKL
 
     defaults: dict[str, Any] = {
@@ -142,8 +142,8 @@ def tiny_text_encoder(*, version: int = 1) -> Any:
         projection_dim=32,
         max_position_embeddings=77,
         hidden_act="gelu" if version == 2 else "quick_gelu",
-        # As the hub's files say. They are not the tokenizer's ids: CLIP's pooling then falls back to
-        # the highest id, which is the end token.
+        # The values in the hub's files. They are not the tokenizer's ids: CLIP's pooling then uses the highest
+        # id, which is the end token.
         bos_token_id=0,
         eos_token_id=2,
         pad_token_id=1,
@@ -152,7 +152,7 @@ def tiny_text_encoder(*, version: int = 1) -> Any:
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """Give norms, biases and zero-initialised layers values that show when a layer is skipped."""
+    """Give norms, biases and zero-initialised layers values, so that a skipped layer changes the result."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim == 1:
@@ -164,10 +164,10 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's byte-level vocabulary with just enough merges to spell PROMPT_WORDS as one token each."""
+    """Write CLIP's byte-level vocabulary with the merges that make each of PROMPT_WORDS one token."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    alphabet = sorted(ByteLevel.alphabet())  # "!" comes first, as in CLIP, where it is SD 2's padding
+    alphabet = sorted(ByteLevel.alphabet())  # "!" is the first token, as in CLIP: SD 2 pads with it
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     merges: list[tuple[str, str]] = []
     for word in PROMPT_WORDS:
@@ -185,7 +185,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def write_tokenizer(folder: Path, *, version: int = 1) -> Path:
-    """Write the four files that SD repositories hold, in place of whatever was there."""
+    """Write the four files of SD repositories, in place of other ones."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tokens, merges = vocabulary()
@@ -215,7 +215,7 @@ def tiny_tokenizer(*, version: int = 1) -> Any:
 
 
 def _publish_text_keys(folder: Path) -> None:
-    """Spell keys as in the published files: below `text_model`, and with the stored position ids."""
+    """Spell keys as in published files: below `text_model`, and with the stored position ids."""
     for file in folder.glob("*.safetensors"):
         state = {
             f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(file).items()
@@ -235,7 +235,7 @@ def _safety_checker(answer: str) -> Any:
         projection_dim=16,
     )
     checker = StableDiffusionSafetyChecker(config)
-    # A cosine lies in -1..1 and is compared with these, so the answer does not hang on the weights.
+    # Cosines in -1..1 are compared with these, so the verdict does not depend on the weights.
     threshold = 2.0 if answer == "never flags" else -2.0
     checker.concept_embeds_weights.data.fill_(threshold)
     checker.special_care_embeds_weights.data.fill_(threshold)
@@ -270,9 +270,9 @@ def _write_feature_extractor(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Build a checkpoint on first use and share it for the session, among xdist's workers too.
+    """Build a checkpoint at its first use and share it for the session, also among xdist's workers.
 
-    Treat the folder as read-only: copy it before changing a file.
+    The folder is read-only: copy it before you change a file.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -294,7 +294,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 def checkpoint_fixture(name: str, make: Callable[..., Path] = stable_diffusion, **settings: Any) -> Any:
-    """A fixture of that name: the folder of a checkpoint that `make` builds once a session."""
+    """Return a fixture of that name: the folder of a checkpoint that `make` builds once a session."""
 
     @pytest.fixture(scope="session", name=name)
     def folder(tiny_checkpoint: Callable[..., Path]) -> Path:

@@ -1,6 +1,6 @@
-"""Complete Kandinsky 2.2 checkpoints, as tiny_checkpoints.py makes those of SD 1.x and 2.x.
+"""Complete Kandinsky 2.2 checkpoints, made as tiny_checkpoints.py makes those of SD 1.x and 2.x.
 
-As on the hub, the prior is a repository of its own, and the decoder's card says which one.
+As on the hub, the prior is a repository of its own, which the decoder's README.md names.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tiny_checkpoints import (
 )
 
 PRIOR_ID = "kandinsky-community/kandinsky-2-2-prior"
-# Of embeddings. As in the published ones a multiple of 16, the fewest numbers that torch draws together: so
-# two rows at once are the same as one row after the other.
+# The width of embeddings. As in published checkpoints it is a multiple of 16, the fewest numbers that torch draws
+# together, so that drawing two rows at once gives the same as one row after the other.
 WIDTH = 32
 
 MOVQ: dict[str, Any] = {
@@ -162,7 +162,7 @@ tiny_kandinsky_prior = checkpoint_fixture("tiny_kandinsky_prior", kandinsky22_pr
 def tiny_kandinsky_whole(
     tiny_checkpoint: Callable[..., Path], tiny_kandinsky_inpaint: Path, tiny_kandinsky_prior: Path
 ) -> Path:
-    """The inpainting decoder and the prior in one folder, as the reference saves a combined pipeline."""
+    """Build the inpainting decoder and the prior in one folder, as the reference saves a combined pipeline."""
 
     def make(folder: Path) -> None:
         import diffusers

@@ -1,4 +1,4 @@
-"""Complete Stable Diffusion XL checkpoints, as tiny_checkpoints.py makes those of SD 1.x and 2.x."""
+"""Complete Stable Diffusion XL checkpoints, made as tiny_checkpoints.py makes those of SD 1.x and 2.x."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EULER = {
     "timestep_spacing": "leading",
 }
 
-# Wide enough that the pooled text and six size ids (five for the refiner) make different widths.
+# Wide enough for different widths of the pooled text with six size ids, or with the refiner's five.
 _POOLED, _SIZE_ID = 24, 8
 
 
@@ -41,9 +41,9 @@ def stable_diffusion_xl(
     seed: int = 0,
     **unet_settings: Any,
 ) -> Path:
-    """Build a checkpoint in `folder` and return it. The refiner has the second text encoder alone.
+    """Build a checkpoint in `folder` and return it. The refiner has only the second text encoder.
 
-    With `variant="fp16"` half precision files lie beside the full ones.
+    `variant="fp16"` adds half-precision files to the full ones.
     """
     from diffusers import (
         EulerDiscreteScheduler,
@@ -86,7 +86,7 @@ def stable_diffusion_xl(
             front = StableDiffusionXLImg2ImgPipeline if refiner else StableDiffusionXLInpaintPipeline
             switches |= {"requires_aesthetics_score": refiner, "force_zeros_for_empty_prompt": not refiner}
     if variant is not None:
-        # First, because both write config.json, which on the hub speaks of the full precision.
+        # First, because both write config.json, which on the hub is that of full precision.
         front(**halved(components), **switches).save_pretrained(folder, variant=variant)
     front(**components, **switches).save_pretrained(folder)
     if not refiner:

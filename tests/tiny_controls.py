@@ -18,7 +18,7 @@ import retouch
 
 
 def tiny_controlnet(checkpoint: Path, seed: int = 0, **settings: Any) -> Any:
-    """A net of the reference's for the UNet in `checkpoint`, none of whose layers can be skipped unseen."""
+    """Make a net of the reference for the UNet in `checkpoint`; a skipped layer would change its result."""
     unet = diffusers.UNet2DConditionModel.load_config(checkpoint, subfolder="unet")
     known = inspect.signature(diffusers.ControlNetModel.__init__).parameters
     shared = {key: value for key, value in unet.items() if key in known}
@@ -38,7 +38,7 @@ TASKS = {
 
 @functools.cache
 def control_pair(checkpoint: Path, task: str, nets: int = 1, **settings: Any) -> Pair:
-    """Our pipeline and the reference's with the same nets; `nets=0` gives a list of one."""
+    """Return our pipeline and the reference's with the same nets; `nets=0` gives a list of one."""
     is_xl = "sdxl" in checkpoint.name
     prefix = "StableDiffusionXL" if is_xl else "StableDiffusion"
     theirs = [tiny_controlnet(checkpoint, seed, **settings) for seed in range(nets or 1)]
@@ -62,7 +62,7 @@ def control_pair(checkpoint: Path, task: str, nets: int = 1, **settings: Any) ->
 
 
 def drawing(seed: int = 0, width: int = 64, height: int = 64) -> Image.Image:
-    """A control picture: white lines on black."""
+    """Return a control picture: white lines on black."""
     draw = np.random.default_rng(seed)
     picture = Image.new("RGB", (width, height))
     pen = ImageDraw.Draw(picture)
@@ -73,7 +73,7 @@ def drawing(seed: int = 0, width: int = 64, height: int = 64) -> Image.Image:
 
 
 def control_inputs(task: str, control: Any = None) -> dict[str, Any]:
-    """What a task is called with, at the checkpoint's own size."""
+    """Return the arguments of a task, in the checkpoint's own size."""
     control = drawing() if control is None else control
     if task == "text2image":
         return {"image": control, **SIZE}

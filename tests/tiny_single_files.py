@@ -1,5 +1,7 @@
-"""Checkpoints as one file in the original layout: tiny ones, written from the folders of tiny_checkpoints.py,
-and full-size ones whose values are all zero, which take no room on disk.
+"""Checkpoints as one file in the original layout.
+
+Tiny ones are written from the folders of tiny_checkpoints.py. Full-size ones have only zeros and take no room on
+disk.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ MODELS: dict[str, Any] = {
 
 
 def original_state(folder: Path, text_prefixes: Mapping[str, str]) -> dict[str, Tensor]:
-    """All weights of a pipeline's folder under their original names, text encoders below these prefixes."""
+    """Return all weights of a pipeline's folder under original names, text encoders below these prefixes."""
     state: dict[str, Tensor] = {}
     for part in ("unet", "vae"):
         state |= original_model(folder / part, part)
@@ -40,7 +42,7 @@ def original_state(folder: Path, text_prefixes: Mapping[str, str]) -> dict[str, 
 
 
 def original_model(folder: Path, part: str, prefix: str | None = None) -> dict[str, Tensor]:
-    """One model's weights under their original names; the reference saved it."""
+    """Return the weights of a model that the reference saved, under their original names."""
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     model = MODELS[part]
     config = model.config_class.from_dict(read_json(folder / "config.json"))
@@ -66,13 +68,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, state: Mapping[str, Tensor], **metadata: str) -> Path:
-    """A safetensors file; three thirds of one tensor become tensors of their own."""
+    """Write a safetensors file; thirds of one tensor become tensors of their own."""
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=metadata or None)
     return path
 
 
 def sd_1(folder: Path) -> dict[str, Tensor]:
-    """With what the published file holds besides: the schedule, counters, and position ids."""
+    """Add further tensors of published files: the schedule, counters and position ids."""
     state = original_state(folder, {"text_encoder": "cond_stage_model.transformer."})
     return state | {
         "alphas_cumprod": torch.ones(1000),
@@ -86,7 +88,7 @@ def sd_1(folder: Path) -> dict[str, Tensor]:
 
 
 def sd_2(folder: Path) -> dict[str, Tensor]:
-    """With the last text layer and the projection, which SD 2 does not use."""
+    """Add the last text layer and the projection, which SD 2 does not use."""
     prefix = "cond_stage_model.model."
     state = original_state(folder, {"text_encoder": prefix})
     last = f"{prefix}transformer.resblocks.2."
@@ -133,7 +135,7 @@ def meta_model(part: str, settings: Mapping[str, Any]) -> Any:
 
 
 def text_prefixes(kind: Kind) -> dict[str, str]:
-    """Where the original files of a kind keep their text encoders."""
+    """Return the prefixes of the text encoders in original files of a kind."""
     if "text_encoder_2" not in kind.parts:
         is_open_clip = kind.settings_of("text_encoder")["hidden_act"] == "gelu"
         return {"text_encoder": f"cond_stage_model.{'model' if is_open_clip else 'transformer'}."}
@@ -146,7 +148,7 @@ def text_prefixes(kind: Kind) -> dict[str, str]:
 
 
 def full_size(name: str) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint under their original names, on the meta device."""
+    """Return the tensors of a published checkpoint under their original names, on the meta device."""
     kind = KINDS[name]
     state: dict[str, Tensor] = {}
     for part in ("unet", "vae"):
@@ -165,7 +167,7 @@ def full_size(name: str) -> dict[str, Tensor]:
 
 
 def write_zeros(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Path:
-    """A safetensors file of float32 zeros as large as these tensors. The file system stores none of them."""
+    """Write a safetensors file of float32 zeros in the shapes of these tensors. The zeros take no room on disk."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
@@ -182,7 +184,7 @@ def write_zeros(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> P
 def tiny_single_file(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Callable[[str], tuple[Path, Path]]:
-    """For the name of a tiny checkpoint its single file, and the folder that it was made from."""
+    """Return a function from the name of a tiny checkpoint to its single file and its folder."""
     folder = tmp_path_factory.mktemp("single-files")
 
     def make(name: str) -> tuple[Path, Path]:

@@ -222,8 +222,8 @@ def test_saved_with_its_words(sd: Pair, tmp_path: Path) -> None:
             "text_encoder_2, which",
         ),
         ({"<cat>": vectors() / 0}, {}, CheckpointError, "NaN or infinite"),
-        ({"<cat>": vectors()[None]}, {}, CheckpointError, "is no textual inversion"),
-        ({"<cat>": "text"}, {}, CheckpointError, "is no textual inversion"),
+        ({"<cat>": vectors()[None]}, {}, CheckpointError, "is not a textual inversion"),
+        ({"<cat>": "text"}, {}, CheckpointError, "is not a textual inversion"),
         ({"a.lora_A.weight": vectors(), "b": vectors()}, {}, CheckpointError, "it looks like a LoRA"),
         (
             [vectors(), vectors()],

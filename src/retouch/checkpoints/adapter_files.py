@@ -56,8 +56,8 @@ def find_adapter_file(
             found = f"no file {file_name}" if file_name else f"{len(wanted) or 'no'} files with weights"
             listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
             raise CheckpointError(
-                f"{where} has {found}. Its files with weights are: {listed or 'none'}. Choose one with "
-                f"weight_name, and its folder with subfolder.",
+                f"{where} has {found}. Its files with weights are: {listed or 'none'}. Name one of them by "
+                f"weight_name, and its folder by subfolder.",
                 parameter="weight_name",
             )
         _refuse_pickled(f"{where}/{wanted[0]}", use_safetensors)

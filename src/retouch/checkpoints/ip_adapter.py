@@ -64,8 +64,8 @@ def read_ip_adapter(content: Mapping[str, Any], source: str) -> IPAdapterFile:
         found = _LAYER.fullmatch(key)
         if found is None:
             raise CheckpointError(
-                f"{source} has the key ip_adapter.{key}, which no IP-Adapter has. {_ACCEPTED}, with "
-                "ip_adapter.<number>.to_k_ip.weight and to_v_ip.weight. Look for such a version of it."
+                f"{source} has the key ip_adapter.{key}, which is no part of an IP-Adapter. {_ACCEPTED}, "
+                "with ip_adapter.<number>.to_k_ip.weight and to_v_ip.weight. Look for such a version of it."
             )
         attention.setdefault(int(found[1]), {})[found[2]] = tensor
     for kind, tensors in (("image_proj", projection), ("ip_adapter", layers)):

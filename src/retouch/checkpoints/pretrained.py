@@ -20,7 +20,7 @@ from retouch.checkpoints.ignored import is_ignored
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import OURS, PART_OF
-from retouch.checkpoints.single_file import SingleFile, names_single_file
+from retouch.checkpoints.single_file import SingleFile, errors_about, names_single_file
 from retouch.checkpoints.tensors import choose_weights, part_paths, read_tensors, write_tensors
 from retouch.devices import resolve_device, resolve_dtype
 from retouch.errors import CheckpointError, InputError
@@ -184,7 +184,8 @@ class Pretrained:
         elif config in KINDS:
             settings = KINDS[config].settings_of(part)
         else:
-            folder = Checkpoint.open(config, **location).fetch([subfolder], weights=False)
+            with errors_about("config"):
+                folder = Checkpoint.open(config, **location).fetch([subfolder], weights=False)
             settings = read_config(folder / (subfolder or "") / CONFIG_NAME)
         load = cls.loader(file, settings, dtype=wanted, device=target)
         found = file.prefix_of(part)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,6 +290,16 @@ def _kinds_by_shape() -> dict[int, dict[int, str]]:
     return table
 
 
+@contextmanager
+def errors_about(argument: str) -> Iterator[None]:
+    """Let errors about the name of a checkpoint carry the argument that this name was given by."""
+    try:
+        yield
+    except CheckpointError as error:
+        error.parameter = argument
+        raise
+
+
 def settings_from(
     config: str | os.PathLike[str], identify: Callable[[Any], tuple[str, str]], **options: Any
 ) -> Kind:
@@ -298,14 +309,15 @@ def settings_from(
     """
     if isinstance(config, str) and config in KINDS:
         return replace(KINDS[config], twin=None)
-    checkpoint = Checkpoint.open(config, **options)
-    index = checkpoint.index()
-    classes = {
-        part: entry[1]
-        for part, entry in index.items()
-        if isinstance(entry, list) and entry[1] and (part in PLACES or _is_read_from_folder(entry[1]))
-    }
-    folder = checkpoint.fetch(classes, weights=False)
+    with errors_about("config"):
+        checkpoint = Checkpoint.open(config, **options)
+        index = checkpoint.index()
+        classes = {
+            part: entry[1]
+            for part, entry in index.items()
+            if isinstance(entry, list) and entry[1] and (part in PLACES or _is_read_from_folder(entry[1]))
+        }
+        folder = checkpoint.fetch(classes, weights=False)
     parts = {}
     for part, class_name in classes.items():
         name = "scheduler_config.json" if class_name.endswith("Scheduler") else "config.json"

@@ -1,4 +1,4 @@
-"""A repository's card, and the other repositories that it names."""
+"""A repository's README.md, and the other repositories that it names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_repository_without_a_card(hub: HubStandIn, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_does_not_know_what_it_lacks(hub: HubStandIn, tmp_path: Path) -> None:
-    """Older releases of the client keep no listing: the card may be on the hub and not here."""
+    """Older releases of the client cache no listing: the README.md may be on the hub and not here."""
     hub.add("org/decoder", repository(tmp_path / "decoder"))
     Checkpoint.open("org/decoder").index()
     shutil.rmtree(Path(constants.HF_HUB_CACHE) / "models--org--decoder" / "trees")
@@ -66,7 +66,7 @@ def test_a_cache_that_does_not_know_what_it_lacks(hub: HubStandIn, tmp_path: Pat
 
 
 def test_beside(hub: HubStandIn, tmp_path: Path) -> None:
-    """A folder in a local one, or a repository; another's revision means nothing there."""
+    """A folder in a local one, or a repository, to which this one's revision does not apply."""
     local = repository(tmp_path / "decoder")
     repository(local / "prior")
     hub.add("org/prior", repository(tmp_path / "prior"))

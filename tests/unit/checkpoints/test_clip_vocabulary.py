@@ -10,7 +10,7 @@ import pytest
 from retouch.checkpoints.clip_vocabulary import END, START, clip_vocabulary
 from retouch.pipelines.components import clip_tokenizer
 
-# What OpenAI's tokenizer answered, made from its own file of merges.
+# The ids that OpenAI's tokenizer gave, made from its own file of merges.
 TOKENS = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
     "don't you're I'll we've": [847, 713, 592, 982, 328, 1342, 649, 1200],
@@ -29,7 +29,7 @@ def test_vocabulary() -> None:
         49407,
     )
     text = "".join(f"{first} {second}\n" for first, second in merges)
-    # As its README says.
+    # The facts that its README states.
     readme = Path(__file__).parents[3] / "src/retouch/checkpoints/tokenizers/README.md"
     assert hashlib.sha256(text.encode()).hexdigest() in readme.read_text(encoding="utf-8")
 

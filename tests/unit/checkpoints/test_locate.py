@@ -20,7 +20,7 @@ def _write(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """The names of a pipeline's files; nothing here reads what is in them."""
+    """Make files with the names of a pipeline's; no test here reads their contents."""
     return _write(
         tmp_path / "pipeline",
         "model_index.json",
@@ -61,8 +61,11 @@ def test_linked_components_are_followed(pipeline: Path) -> None:
 
 def test_what_is_missing_is_named(pipeline: Path) -> None:
     checkpoint = Checkpoint.open(pipeline)
-    with pytest.raises(CheckpointError, match=r"no folder 'prior'.*scheduler, text_encoder, tokenizer, unet"):
+    with pytest.raises(
+        CheckpointError, match=r"no folder 'prior'.*scheduler, text_encoder, tokenizer, unet"
+    ) as caught:
         checkpoint.fetch(["unet", "prior"])
+    assert caught.value.parameter == "subfolder"
     (pipeline / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"pipeline/vae holds no weights"):
         checkpoint.fetch(PARTS)
@@ -83,7 +86,7 @@ def test_a_part_without_the_variant_is_taken_plain_with_a_warning(pipeline: Path
 def test_a_variant_that_no_part_has(pipeline: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no variant='bf16'.*there: 'fp16', none"):
         Checkpoint.open(pipeline, variant="bf16").fetch(PARTS)
-    # A part alone, asked for in a variant, has it or not.
+    # A part that is loaded alone must have the variant.
     with pytest.raises(CheckpointError, match=r"vae holds no variant='fp16'"):
         Checkpoint.open(pipeline, variant="fp16").fetch(["vae", "tokenizer"])
 
@@ -137,8 +140,9 @@ def test_a_broken_card(pipeline: Path, text: str) -> None:
     ],
 )
 def test_a_path_that_is_not_there_is_not_taken_for_a_repository(name: str | Path) -> None:
-    with pytest.raises(CheckpointError, match=r"does not exist.*hub id like 'org/name'"):
+    with pytest.raises(CheckpointError, match=r"does not exist.*hub id like 'org/name'") as caught:
         Checkpoint.open(name)
+    assert caught.value.parameter == "name"
 
 
 @pytest.mark.parametrize("name", ["", "a b/c", "-x/y", "org/..name"])
@@ -161,5 +165,6 @@ def test_a_file_is_no_folder(pipeline: Path) -> None:
 
 
 def test_contradicting_wishes() -> None:
-    with pytest.raises(InputError, match="contradict"):
+    with pytest.raises(InputError, match="contradict") as caught:
         Checkpoint.open("org/name", force_download=True, local_files_only=True)
+    assert caught.value.parameter == "force_download"

@@ -1,4 +1,4 @@
-"""LoRA files: which layer a tensor is for, how strong its update is, and what is no LoRA that we can use."""
+"""LoRA files: the layer and the scale of each update, and files that are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kohya(name: str = "lora_unet_mid_attn2_to_k", shape: tuple[int, ...] = (6, 8
 
 
 def only(state: dict[str, Tensor], metadata: Any = None) -> tuple[str, str, Update]:
-    """The one update that a file has."""
+    """Return the only update of a file."""
     found = read_updates(state, MODELS, "x.safetensors", metadata=metadata)
     ((model, layers),) = found.items()
     ((layer, update),) = layers.items()
@@ -114,7 +114,7 @@ def test_settings_that_peft_leaves(settings: dict[str, Any], scale: float) -> No
 
 
 def test_a_kernel_in_the_middle() -> None:
-    """LyCORIS may split a convolution in three."""
+    """LyCORIS can split a convolution into three."""
     key = "lora_unet_mid_resnets_0_conv1"
     state = {
         f"{key}.lora_down.weight": torch.randn(2, 6, 1, 1),
@@ -134,7 +134,7 @@ def test_a_kernel_in_the_middle() -> None:
 def test_both_names_of_a_layer() -> None:
     ours, theirs = kohya("lora_unet_mid_block_x"), kohya("lora_unet_middle_block_0_in_layers_2", (5, 6, 3, 3))
     models = {"unet": Layers.of({"mid_block.x": (6, 8)}, {"mid_block.x": "middle_block.0"})}
-    with pytest.warns(UserWarning, match=r"two kinds of names.*2 keys, first lora_unet_middle_block_0"):
+    with pytest.warns(UserWarning, match=r"two kinds of names.*2 keys, first lora_unet_middle_block"):
         found = read_updates({**theirs, **ours}, models, "x.safetensors")
     assert list(found["unet"]) == ["mid_block.x"]
 
@@ -146,7 +146,7 @@ def test_both_names_of_a_layer() -> None:
             {"lora_unet_mid_attn2_to_k.hada_w1_a": 1},
             r"x.safetensors holds LoHa, not plain LoRA: lora_unet_mid",
         ),
-        ({"lora_unet_mid_attn2_to_k.lokr_w1": 1}, "holds LoKr"),
+        ({"lora_unet_mid_attn2_to_k.lokr_w1": 1}, "holds LoKr.*merge it into a checkpoint"),
         ({"lora_unet_mid_attn2_to_k.oft_blocks": 1}, "holds OFT"),
         ({"lora_unet_mid_attn2_to_k.diff": 1}, "holds full differences"),
         ({**kohya(), "lora_unet_mid_attn2_to_k.dora_scale": 1}, "holds DoRA"),
@@ -159,7 +159,7 @@ def test_both_names_of_a_layer() -> None:
         ({"emb_params": 1}, "Accepted are LoRA files.*This is a textual inversion.*load_textual_inversion"),
         ({"model.diffusion_model.x.weight": 1}, "This is a checkpoint"),
         ({"down_blocks.0.resnets.0.conv1.weight": 1}, "This is a UNet alone"),
-        (kohya("lora_unet_mid_attn3_to_k"), r"2 keys name layers.*mid_attn3_to_k.lora_down"),
+        (kohya("lora_unet_mid_attn3_to_k"), r"2 keys name layers.*mid_attn3_to_k.lora_down.*Check which"),
         (kohya("lora_te2_text_projection"), "2 keys name layers that this pipeline does not have"),
         (
             kohya(shape=(6, 16)),

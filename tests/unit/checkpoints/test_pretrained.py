@@ -82,8 +82,9 @@ def test_the_config_says_what_the_folder_holds(model: Tiny, tmp_path: Path) -> N
 def test_a_part_of_a_pipeline(model: Tiny, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "unet")
     assert _same(model, Tiny.from_pretrained(str(tmp_path), subfolder="unet"))
-    with pytest.raises(CheckpointError, match=r"no folder 'vae'.*folders are: unet"):
+    with pytest.raises(CheckpointError, match=r"no folder 'vae'.*: unet") as caught:
         Tiny.from_pretrained(tmp_path, subfolder="vae")
+    assert caught.value.parameter == "subfolder"
     with pytest.raises(CheckpointError, match=r"config\.json is not there.*subfolder"):
         Tiny.from_pretrained(tmp_path)
 
@@ -139,8 +140,9 @@ def test_other_options_are_refused_before_anything_is_read(
     tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     for load in (Tiny.from_pretrained, Tiny.from_single_file):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) as caught:
             load(tmp_path / "not-there", **options)
+        assert caught.value.parameter == next(iter(options))
 
 
 def test_a_variant_that_is_not_there(model: Tiny, tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_from_config_takes_what_a_file_says(model: Tiny) -> None:
 
 
 def test_saving_over_the_folder_that_weights_came_from(model: Tiny, tmp_path: Path) -> None:
-    # Loaded weights may still be mapped from the file that is written over.
+    # Loaded weights may still be mapped from the file that is overwritten.
     model.save_pretrained(tmp_path)
     loaded = Tiny.from_pretrained(tmp_path)
     loaded.save_pretrained(tmp_path, max_shard_size=100)

@@ -1,4 +1,4 @@
-"""Single files: what kind they are, what is wrong with them, and that nothing is read before that."""
+"""Single files: their kinds, their faults, and that these are found before a value is read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_names_of_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_kinds_are_told_from_the_tensors(name: str, tmp_path: Path) -> None:
     path = write_zeros(tmp_path / "model.safetensors", full_size(name))
-    # Without a word from the file, the two of SD 2 are told apart by what they answer.
+    # If the file does not state which of the two SD 2 models it is, their predictions tell.
     assert SingleFile.open(path).kind() == name.replace("sd2-base", "sd2")
 
 
@@ -145,7 +145,7 @@ def test_a_truncated_file(tiny_single_file: TinyFile, tmp_path: Path) -> None:
 
 
 class _Hostile:
-    """Unpickled by an unsuspecting reader, it leaves a file."""
+    """A pickle that creates a file if it is read without restrictions."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -171,7 +171,7 @@ def test_code_in_a_pickle_does_not_run(archive: bool, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="is a pickled file under another name"):
             AutoPipelineForInpainting.from_single_file(disguised, use_safetensors=use_safetensors)
     assert not victim.exists()
-    # The proof that the file is hostile: a reader without care runs it.
+    # This shows that the file is hostile: an unrestricted reader runs it.
     torch.load(disguised.rename(path), weights_only=False)
     assert victim.exists()
 
@@ -201,7 +201,7 @@ def test_a_training_checkpoint_in_a_pickle(archive: bool, tiny_single_file: Tiny
 
 
 def changed(folder: Path, path: Path, **changes: Tensor | None) -> Path:
-    """A tiny SD file with tensors added, replaced, or left out where the name begins so."""
+    """Write a tiny SD file with tensors added or replaced; None leaves out those with such a prefix."""
     state = WRITERS["tiny_sd"](folder)
     for name, value in changes.items():
         if value is None:
@@ -251,7 +251,7 @@ def test_a_wrong_checkpoint_says_what_is_wrong(
 ) -> None:
     changes, message = PROBLEMS[problem]
     path = changed(tiny_sd, tmp_path / "model.safetensors", **changes)
-    if problem != "quantised":  # all else is known from names and shapes
+    if problem != "quantised":  # all other faults are found by names and shapes
         monkeypatch.setattr(TensorFile, "read", lambda *_: pytest.fail("a value was read before the check"))
     with pytest.raises(CheckpointError, match=message):
         AutoPipelineForInpainting.from_single_file(path, config=tiny_sd)
@@ -340,14 +340,17 @@ def test_a_vae_alone_does_not_tell_its_family(tmp_path: Path) -> None:
 
 def test_options_that_do_not_fit(tmp_path: Path, tiny_sd: Path) -> None:
     path = write(tmp_path / "model.safetensors", {"a": torch.ones(1)})
-    with pytest.raises(InputError, match="is one file, and subfolder='vae'"):
+    with pytest.raises(InputError, match="is one file, and subfolder='vae'") as caught:
         AutoencoderKL.from_pretrained(path, subfolder="vae")
+    assert caught.value.parameter == "subfolder"
     with pytest.raises(InputError, match="is one file, and variant='fp16'"):
         AutoPipelineForInpainting.from_pretrained(tiny_sd).__class__.from_pretrained(path, variant="fp16")
     with pytest.raises(CheckpointError, match=r"does not name a file of weights.*use from_pretrained"):
         AutoPipelineForInpainting.from_single_file(tiny_sd)
-    with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id"):
-        AutoPipelineForInpainting.from_single_file(path, config="no such kind")
+    for load in (AutoPipelineForInpainting.from_single_file, AutoencoderKL.from_single_file):
+        with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id") as caught:
+            load(path, config="no such kind")
+        assert caught.value.parameter == "config"
     with pytest.raises(CheckpointError, match=r"is not there\. A path, 'org/name/file\.safetensors'"):
         AutoPipelineForInpainting.from_single_file(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match=r"is an address outside the hub.*Download the file"):

@@ -40,19 +40,19 @@ STATE = {
             None,
             ["diffusion_pytorch_model.safetensors.index.json", *SHARDS],
         ),
-        # As diffusers and transformers name them now.
+        # The names that diffusers and transformers give today.
         (
             ["model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json", *SHARDS],
             "fp16",
             ["model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors"],
         ),
-        # As they did before.
+        # The names that they gave before.
         (
             ["model-00001-of-00001.fp16.safetensors", "model.safetensors.fp16.index.json"],
             "fp16",
             ["model.safetensors.fp16.index.json", "model-00001-of-00001.fp16.safetensors"],
         ),
-        # All shards of a series are needed, also those that are not there yet.
+        # All shards of a series are needed, also missing ones.
         (
             [SHARDS[1], "diffusion_pytorch_model.safetensors.index.json"],
             None,
@@ -84,7 +84,7 @@ def test_pickled_weights_are_taken_only_by_name() -> None:
         with pytest.raises(CheckpointError, match=r"only pickled weights.*use_safetensors=False"):
             choose_weights(names, "here", use_safetensors=choice)
     assert choose_weights(names, "here", use_safetensors=False).names == ("pytorch_model.bin",)
-    # Asked for by name, they come before safetensors; where there are none, safetensors do.
+    # If they are requested, they come before safetensors; if there are none, safetensors are used.
     names.append("model.safetensors")
     assert choose_weights(names, "here", use_safetensors=False).names == ("pytorch_model.bin",)
     assert choose_weights(names[1:], "here", use_safetensors=False).names == ("model.safetensors",)
@@ -182,7 +182,7 @@ def test_one_tensor_at_a_time_is_held_in_the_file_s_dtype(
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
 def test_no_part_of_a_file_stays_mapped(tmp_path: Path) -> None:
-    """It would count as memory of the process, beside the weights in their own dtype."""
+    """It would count as memory of the process, in addition to the weights in their own dtype."""
     path = _whole(tmp_path)
     state = dict(read_tensors(path))
     file = tensors.TensorFile(path)

@@ -63,7 +63,7 @@ def test_levels_are_sigmas_and_fall_from_one() -> None:
     levels = [plan.level(step) for step in plan]
     assert levels[0] == 1 and levels == sorted(levels, reverse=True) and levels[-1] > 0
     assert levels == plan.sigmas[:-1].tolist() and plan.sigmas[-1] == 0
-    # The timesteps are as given where there are any, and only the sigmas are shifted.
+    # Custom timesteps stay as given; only the sigmas are shifted.
     plan = FlowMatchEulerDiscreteScheduler(shift=3.0).plan(timesteps=[1000, 500])
     assert plan.timesteps.tolist() == [1000, 500]
     assert [plan.level(step) for step in plan] == [1, 0.75]

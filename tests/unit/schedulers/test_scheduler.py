@@ -41,7 +41,7 @@ def test_two_plans_of_one_scheduler_do_not_disturb_each_other(make: Any) -> None
     alone = [drain(run(6, 1, 0)), drain(run(8, 2, 2))]
     one, other = run(6, 1, 0), run(8, 2, 2)
     pairs = list(zip(one, other, strict=False))
-    rest = [*one, *other]  # whatever the shorter one left
+    rest = [*one, *other]  # the steps after the end of the shorter one
     together = [pairs[-1][0], rest[-1] if rest else pairs[-1][1]]
     for trace, expected in zip(together, alone, strict=True):
         assert_same(trace, expected, tolerance=0)
@@ -79,7 +79,7 @@ def test_steps_are_linked_and_keep_their_place(make: Any) -> None:
 
 
 def test_diffusers_style_calls_in_any_order() -> None:
-    """Stateless use: any timestep of the schedule, in any order, as training and inversion code does."""
+    """Any timestep of the schedule works, in any order, as training and inversion code needs."""
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(5)
     sample, prediction = noise_for((1, 4, 4, 4), 1), noise_for((1, 4, 4, 4), 2)
@@ -97,7 +97,7 @@ def test_diffusers_style_calls_in_any_order() -> None:
 
 @pytest.mark.parametrize("make", [EulerDiscreteScheduler, HeunDiscreteScheduler])
 def test_starts_in_the_middle_by_timestep_alone(make: Any) -> None:
-    """Heun has this timestep twice; entering at its first place would be in the middle of a step."""
+    """Heun has this timestep twice; its first place is in the middle of a step."""
     scheduler = make()
     scheduler.set_timesteps(6)
     sample, noise = noise_for((2, 4, 4, 4), 1), noise_for((2, 4, 4, 4), 2)

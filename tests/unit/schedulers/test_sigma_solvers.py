@@ -1,7 +1,7 @@
-"""The sigma schedulers on a problem whose answer is known, and what they refuse.
+"""The sigma schedulers on a problem with a known solution, and the requests that they refuse.
 
-The problem: pictures that are nothing but Gaussian noise of one deviation. There a formula gives the best
-prediction, and another one where the probability-flow equation ends.
+All pictures of the problem are Gaussian noise of one deviation. Formulas give the best prediction and the
+solution of the probability-flow equation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ALL = [*STEPWISE, *SOLVERS]
 
 
 def predict(plan: Any, step: Any, scaled: Tensor, kind: str) -> Tensor:
-    """What a perfect model says of latents that were scaled to variance 1."""
+    """Return the prediction of a perfect model for latents that were scaled to variance 1."""
     sigma = getattr(plan, "input_sigmas", plan.sigmas)[step.index]
     signal = 1 / (1 + sigma**2) ** 0.5
     original = scaled / signal * DEVIATION**2 / (DEVIATION**2 + sigma**2)
@@ -66,7 +66,7 @@ def solve(scheduler: Any, steps: int, shape: tuple[int, ...] = (1, 1, 8, 8)) -> 
 
 
 def error(scheduler: Any, steps: int) -> float:
-    """How far the end is from the exact solution: deviation over the deviation where it started."""
+    """Return the largest difference from the exact solution, relative to its largest value."""
     latents, sigmas = solve(scheduler, steps), scheduler.plan(steps).sigmas
     variance_scaled = scheduler.plan(steps).initial_sigma == 1.0
 
@@ -97,7 +97,7 @@ def test_each_order_is_closer_to_the_exact_solution(make: Any, solver_type: str)
 
 @pytest.mark.parametrize("make", [*ALL, EulerAncestralDiscreteScheduler])
 def test_all_prediction_types_describe_the_same_run(make: Any) -> None:
-    """Also for those whose reference takes no sample prediction."""
+    """This holds also for schedulers whose counterpart in the reference takes no sample prediction."""
     runs = [
         solve(make(**STABLE_DIFFUSION, prediction_type=kind), 6)
         for kind in ("epsilon", "v_prediction", "sample")
