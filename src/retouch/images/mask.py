@@ -383,7 +383,8 @@ class Mask:
             return replace(self, levels=values[0, 0].numpy())
         picture, filter_name = self.image(), self.resampling.removesuffix("-exact")
         if self.resampling == "nearest-exact":
-            picture = picture.convert("P")  # where it fills, Pillow treats these modes differently
+            # As with the given mode, Pillow leaves the last strip of "fill" black.
+            picture = picture.convert("P")
         picture = resize_picture(picture, width, height, mode, filter_name)
         return replace(self, levels=_levels_of(picture.convert("L")))
 

@@ -18,7 +18,8 @@ from retouch.editing.options import Options
 from retouch.errors import InputError
 
 Flag = Annotated[bool, typer.Option("--json")]
-Named = Annotated[int, typer.Option("-l", "--long")]
+Long = Annotated[int, typer.Option("-l", "--long")]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def test_warnings_are_as_before_afterwards() -> None:
 
 
 def test_an_error_begins_with_the_flag_of_its_parameter() -> None:
-    def fail(name: str, *, size: Size, length: Named = 1) -> None:
+    def fail(name: Name, *, size: Size, length: Long = 1) -> None:
         raise InputError("no", parameter=name)
 
     for parameter, shown in (
