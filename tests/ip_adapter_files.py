@@ -1,4 +1,4 @@
-"""IP-Adapter files for a pipeline's UNet, and a tiny image encoder, in the layout of the hub's repositories."""
+"""IP-Adapter files for a UNet, and a tiny image encoder, in the layout of the hub's repositories."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def flat(state: State) -> dict[str, Tensor]:
 
 
 def repository(folder: Path, unet: Any, kinds: tuple[str, ...] = ("plain", "plus")) -> Path:
-    """Write adapters in both file formats and an image encoder, in the layout of their repository on the hub."""
+    """Write adapters in both file formats and an image encoder, laid out as on the hub."""
     models = folder / "models"
     tiny_image_encoder().save_pretrained(models / "image_encoder")
     for seed, kind in enumerate(kinds):

@@ -1,6 +1,7 @@
 """The config.json files of popular checkpoints, for tests that need no weights.
 
-They are complete where a file has more than the defaults, because unusual keys are those that readers fail on.
+They are complete where a file has more than the defaults, because unusual keys are those that readers fail
+on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A stand-in for CUDA graphs on a CPU: it records the operations of a call and repeats them.
 
-Like a graph, it knows tensors by their memory and runs no Python: a changed number or a replaced weight has no
-effect on it.
+Like a graph, it knows tensors by their memory and runs no Python: a changed number or a replaced weight has
+no effect on it.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "be
 def reference_run(scheduler: Any, steps: int | None, **options: Any) -> Any:
     trace = run_diffusers_style(scheduler, steps, **options)
     if trace.timesteps.dtype == torch.float64:
-        # If KDPM2 spaces sigmas, the reference's timesteps are float64, and its UNet rounds them to float32. Ours
-        # are float32 from the start, because some accelerators have no float64.
+        # If KDPM2 spaces sigmas, the reference's timesteps are float64, and its UNet rounds them to float32.
+        # Ours are float32 from the start, because some accelerators have no float64.
         trace.timesteps = trace.timesteps.float()
     return trace
 
@@ -44,8 +44,8 @@ def compare(
 ) -> float:
     """Run both libraries' scheduler `name` and compare; `rows` gives each row its own generator.
 
-    Each run is a number of steps and a number of evaluations to leave out. One object of each library does all
-    runs, ours twice each: as a plan and by the methods that diffusers has too.
+    Each run is a number of steps and a number of evaluations to leave out. One object of each library does
+    all runs, ours twice each: as a plan and by the methods that diffusers has too.
     """
     theirs, ours = getattr(diffusers, name)(**config), getattr(schedulers, name)(**config)
     largest = 0.0

@@ -43,9 +43,9 @@ def stable_diffusion(
 ) -> Path:
     """Build a checkpoint in `folder` and return it.
 
-    `variant="fp16"` adds half-precision files to the full ones, as on the hub. Version 2 predicts v and projects
-    linearly. `published_text_keys` spells the text encoder's keys as the hub's files do; False leaves them as the
-    installed transformers writes them.
+    `variant="fp16"` adds half-precision files to the full ones, as on the hub. Version 2 predicts v and
+    projects linearly. `published_text_keys` spells the text encoder's keys as the hub's files do; False
+    leaves them as the installed transformers writes them.
     """
     from diffusers import (
         DDIMScheduler,
@@ -142,8 +142,8 @@ def tiny_text_encoder(*, version: int = 1) -> Any:
         projection_dim=32,
         max_position_embeddings=77,
         hidden_act="gelu" if version == 2 else "quick_gelu",
-        # The values in the hub's files. They are not the tokenizer's ids: CLIP's pooling then uses the highest
-        # id, which is the end token.
+        # The values in the hub's files. They are not the tokenizer's ids: CLIP's pooling then uses the
+        # highest id, which is the end token.
         bos_token_id=0,
         eos_token_id=2,
         pad_token_id=1,

@@ -23,8 +23,8 @@ from tiny_checkpoints import (
 )
 
 PRIOR_ID = "kandinsky-community/kandinsky-2-2-prior"
-# The width of embeddings. As in published checkpoints it is a multiple of 16, the fewest numbers that torch draws
-# together, so that drawing two rows at once gives the same as one row after the other.
+# The width of embeddings. As in published checkpoints it is a multiple of 16, the fewest numbers that torch
+# draws together, so that drawing two rows at once gives the same as one row after the other.
 WIDTH = 32
 
 MOVQ: dict[str, Any] = {
@@ -162,7 +162,7 @@ tiny_kandinsky_prior = checkpoint_fixture("tiny_kandinsky_prior", kandinsky22_pr
 def tiny_kandinsky_whole(
     tiny_checkpoint: Callable[..., Path], tiny_kandinsky_inpaint: Path, tiny_kandinsky_prior: Path
 ) -> Path:
-    """Build the inpainting decoder and the prior in one folder, as the reference saves a combined pipeline."""
+    """Build the inpainting decoder and the prior in one folder, as a combined pipeline is saved."""
 
     def make(folder: Path) -> None:
         import diffusers

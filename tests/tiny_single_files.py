@@ -1,7 +1,7 @@
 """Checkpoints as one file in the original layout.
 
-Tiny ones are written from the folders of tiny_checkpoints.py. Full-size ones have only zeros and take no room on
-disk.
+Tiny ones are written from the folders of tiny_checkpoints.py. Full-size ones have only zeros and take no room
+on disk.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def full_size(name: str) -> dict[str, Tensor]:
 
 
 def write_zeros(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Path:
-    """Write a safetensors file of float32 zeros in the shapes of these tensors. The zeros take no room on disk."""
+    """Write a file of float32 zeros in the shapes of these tensors. The zeros take no room on disk."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
