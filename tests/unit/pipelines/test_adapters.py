@@ -167,7 +167,7 @@ def test_a_lora_of_another_family(plain: Any, xl: Any) -> None:
         plain.load_lora_weights(kohya_xl(sides(xl, unet=ATTENTION)))
     with pytest.raises(CheckpointError, match=r"another family.*its UNet reads text of width 32.*72"):
         xl.load_lora_weights(kohya(sides(plain, unet=ATTENTION)))
-    with pytest.raises(CheckpointError, match=r"does not fit: 1 updates have other shapes.*another family"):
+    with pytest.raises(CheckpointError, match=r"does not fit: 1 updates.*shapes.*another family"):
         xl.load_lora_weights(kohya(sides(plain, unet=r"mid_block.*attn2\.to_k", text=None)))
     assert plain.get_list_adapters() == xl.get_list_adapters() == {}
 
@@ -204,7 +204,7 @@ def test_files_and_folders(plain: Any, tmp_path: Path) -> None:
     plain.load_lora_weights(tmp_path / "deep", "usual")  # the name that diffusers writes comes first
     with pytest.raises(CheckpointError, match=r"has no file x.safetensors.*weight_name"):
         plain.load_lora_weights(tmp_path / "deep", weight_name="x.safetensors")
-    with pytest.raises(CheckpointError, match=r"x.safetensors does not exist"):
+    with pytest.raises(CheckpointError, match=r"x.safetensors is not there"):
         plain.load_lora_weights(tmp_path / "x.safetensors")
 
 

@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "a foreign key": (
         lambda state: with_key(state, "ip_adapter", "1.to_x.weight", torch.ones(1)),
-        r"ip_adapter\.1\.to_x\.weight, which no IP-Adapter has.*Accepted are.*Look for",
+        r"ip_adapter\.1\.to_x\.weight, which is no part.*Accepted are.*Look for",
     ),
     "a key in the projection": (
         lambda state: with_key(state, "image_proj", "other", torch.ones(1)),
