@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from refusals import refuses
 
 import retouch
 from retouch.editing.editor import Editor
@@ -90,17 +91,12 @@ def test_broken_files(refusing: Editor, tmp_path: Path, name: str, which: str, w
     if way == "path":
         given = tmp_path / "given.png"
         given.write_bytes(BROKEN[name])
-    with pytest.raises(InputError) as caught:
+    facts = ["too many pixels", 60000 * 60000] if name == "decompression bomb" else ["cannot be read"]
+    facts += ["pillow-heif"] if name.startswith("HEIC") else []
+    with refuses(which, *facts):
         refusing.inpaint(
             **({"photo": given, "mask": HOLE} if which == "photo" else {"photo": PHOTO, "mask": given})
         )
-    message = str(caught.value)
-    expected = "too many pixels" if name == "decompression bomb" else "cannot be read"
-    assert expected in message
-    assert "Accepted" in message or "accepted" in message
-    assert message.startswith("The mask") == (which == "mask")
-    if name.startswith("HEIC"):
-        assert "pillow-heif" in message
 
 
 def test_a_picture_under_a_wrong_ending_is_a_picture(editor: Editor, tmp_path: Path) -> None:
@@ -110,24 +106,24 @@ def test_a_picture_under_a_wrong_ending_is_a_picture(editor: Editor, tmp_path: P
 
 @pytest.mark.parametrize("which", ["photo", "mask"])
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "fact"),
     [
-        ("folder", "is a folder"),
-        ("nowhere.png", "is neither a file nor a URL"),
-        ("x" * 5000, "is neither a file nor a URL"),
-        ("http://127.0.0.1:9/photo.png", "could not be downloaded"),
-        ("http://", "could not be downloaded"),
-        ("data:image/png;base64,????", "not a valid data: URL"),
-        (3, "image is a int"),
-        (None, "image is a NoneType"),
-        (io.StringIO("text"), "opened as text"),
+        ("folder", "folder"),
+        ("nowhere.png", "nowhere.png"),
+        ("x" * 5000, "xxx"),
+        ("http://127.0.0.1:9/photo.png", "http://127.0.0.1:9/photo.png"),
+        ("http://", "http://"),
+        ("data:image/png;base64,????", "data:"),
+        (3, "int"),
+        (None, "NoneType"),
+        (io.StringIO("text"), "text"),
     ],
 )
 def test_sources_that_hold_no_picture(
-    refusing: Editor, tmp_path: Path, which: str, given: Any, message: str
+    refusing: Editor, tmp_path: Path, which: str, given: Any, fact: str
 ) -> None:
     given = str(tmp_path) if given == "folder" else given
-    with pytest.raises(InputError, match=message):
+    with refuses(which, fact):
         refusing.inpaint(
             **({"photo": given, "mask": HOLE} if which == "photo" else {"photo": PHOTO, "mask": given})
         )
@@ -138,24 +134,24 @@ def test_animations(refusing: Editor, kind: str) -> None:
     frames = [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"animation.*2 pictures.*seek"):
+    with refuses("photo", "animation", "2 pictures", "seek"):
         refusing.inpaint(file.getvalue(), HOLE)
 
 
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("mask", "parameter", "facts"),
     [
-        (Image.new("L", (80, 60)), "mask is empty"),
-        (Image.new("L", (80, 60), 255), "all white"),
-        (Image.new("RGBA", (80, 60), (9, 9, 9, 90)), "could mean either"),
-        (np.full((60, 80), np.nan), "NaN"),
-        (np.zeros((80, 60)), "mask is 60x80 but the photo is 80x60"),
-        (Image.new("L", (10, 10), 255), r"mask is 10x10.*fit_mask=True"),
+        (Image.new("L", (80, 60)), "mask", ["empty", "invert=True"]),
+        (Image.new("L", (80, 60), 255), "mask", ["all white", "invert=True"]),
+        (Image.new("RGBA", (80, 60), (9, 9, 9, 90)), "mask_mode", ["alpha", "'luma'", "'alpha'"]),
+        (np.full((60, 80), np.nan), "mask", ["NaN"]),
+        (np.zeros((80, 60)), "mask", ["60x80", "80x60"]),
+        (Image.new("L", (10, 10), 255), "mask", ["10x10", "80x60", "fit_mask=True"]),
     ],
 )
-def test_masks(refusing: Editor, mask: Any, message: str) -> None:
+def test_masks(refusing: Editor, mask: Any, parameter: str, facts: list[str]) -> None:
     for verb in (refusing.inpaint, refusing.erase):
-        with pytest.raises(InputError, match=message):
+        with refuses(parameter, *facts):
             verb(PHOTO, mask)
 
 
@@ -173,14 +169,25 @@ def test_masks(refusing: Editor, mask: Any, message: str) -> None:
     ids=lambda photo: type(photo).__name__,
 )
 def test_photos_of_no_colours(refusing: Editor, photo: Any) -> None:
-    with pytest.raises(InputError, match=r"photo|image"):
+    with refuses("photo"):
         refusing.inpaint(photo, HOLE)
 
 
-def test_options_are_refused_before_the_model_runs(refusing: Editor) -> None:
-    for options in ({"scheduler": "dpm"}, {"context": "wide"}, {"join": "glue"}, {"record": 3}, {"stepz": 3}):
-        with pytest.raises(InputError):
-            refusing.inpaint(PHOTO, HOLE, **options)
+@pytest.mark.parametrize(
+    ("parameter", "value", "fact"),
+    [
+        ("scheduler", "dpm", "dpm"),
+        ("context", "wide", "wide"),
+        ("join", "glue", "glue"),
+        ("record", 3, "int"),
+        ("stepz", 3, "steps"),
+    ],
+)
+def test_options_are_refused_before_the_model_runs(
+    refusing: Editor, parameter: str, value: Any, fact: str
+) -> None:
+    with refuses(parameter, fact):
+        refusing.inpaint(PHOTO, HOLE, **{parameter: value})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +205,7 @@ def test_pictures_like_threads_and_dots(editor: Editor, size: tuple[int, int], h
         try:
             edit = verb(values, hole, **FAST)
         except InputError as error:  # grown over all of it
-            assert "all white" in str(error) or "leaves none" in str(error)
+            assert error.parameter in ("mask", "strength")
             continue
         assert edit.image.size == size
         changed = (np.asarray(edit.image) != values).any(axis=-1)
@@ -208,7 +215,7 @@ def test_pictures_like_threads_and_dots(editor: Editor, size: tuple[int, int], h
 def test_one_pixel(editor: Editor) -> None:
     dot = np.full((1, 1, 3), 200, np.uint8)
     for mask in ((0, 0, 1, 1), np.ones((1, 1), bool)):
-        with pytest.raises(InputError, match="all white"):
+        with refuses("mask", "all white"):
             editor.inpaint(dot, mask, **FAST)
     assert editor.outpaint(dot, left=3, bottom=5, **FAST).image.size == (4, 6)
 
