@@ -4,10 +4,9 @@
 // Written down plainly, that makes a matrix of queries x keys in memory, and moving it takes longer than
 // computing it. Flash attention (Dao et al., 2022) never has that matrix. It takes a tile of queries and goes
 // through the keys in blocks. For each block it computes the scores, which are few enough to stay in the
-// nearest cache, turns them into weights and adds up the weighted values. Weights are taken relative to the
-// largest score that the query has met so far, lest they overflow; when a block brings a larger one, what was
-// added up before is scaled down to match. At the end the sum of the values is divided by the sum of the
-// weights.
+// nearest cache, turns them into weights and adds up the weighted values. Weights are relative to the largest
+// score of the query so far, because they would overflow otherwise; when a block has a larger score, the sums so
+// far are scaled down to match. At the end the sum of the values is divided by the sum of the weights.
 //
 // Here each lane of a vector register is a query of its own. So scores, weights and results are held with the
 // queries side by side ([key][query], [dim][query]): maxima and sums need no traffic between lanes, and both
@@ -143,12 +142,14 @@ inline void store_factors(Factor* to, const Vector* weights) { store(to, *weight
 inline Vector multiply_add(Factors a, Factors b, Vector sum) { return a * b + sum; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector power_of_2(Vector x) {
-    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN // After adding 1.5 *
-    2^23 the last bits are those of the nearest integer: here of that below x, and of the // 127 that a float
-    adds to its exponent. const Vector far = same(12582912 + 127), shifted = x - same(0.5f) + far, rest = x -
-    (shifted - far); Vector power = same(POWER_OF_2[0]); UNROLL for (size_t i = 1; i < std::size(POWER_OF_2);
-    i++) power = power * rest + same(POWER_OF_2[i]); return power * same_bits<Vector>(same_bits<Bits>(shifted)
-    << 23);
+    x = larger(same(-126), x);  // less has no normal float; in this order NaN stays NaN
+    // After adding 1.5 * 2^23 the last bits are those of the nearest integer: here of that below x, and of the
+    // 127 that a float adds to its exponent.
+    const Vector far = same(12582912 + 127), shifted = x - same(0.5f) + far, rest = x - (shifted - far);
+    Vector power = same(POWER_OF_2[0]);
+    UNROLL for (size_t i = 1; i < std::size(POWER_OF_2); i++)
+        power = power * rest + same(POWER_OF_2[i]);
+    return power * same_bits<Vector>(same_bits<Bits>(shifted) << 23);
 }
 
 #include "flash_attention_tile.h"

@@ -4,10 +4,13 @@ import gc
 import importlib
 import math
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -406,3 +409,18 @@ def test_an_unknown_level_is_refused(reloaded: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RETOUCH_ATTENTION", "fast")
     with pytest.raises(InputError, match=r"RETOUCH_ATTENTION='fast' .*torch"):
         importlib.reload(native_attention)
+
+
+COMPILER = shutil.which("c++")
+INCLUDE = Path(sysconfig.get_path("include"))
+
+
+@pytest.mark.skipif(
+    COMPILER is None or not (INCLUDE / "Python.h").is_file(), reason="nothing to compile with"
+)
+def test_the_source_compiles() -> None:
+    """The kernel is an optional part of the package, so an install without it says little."""
+    source = Path(native_attention.__file__).with_name("flash_attention.cpp")
+    assert COMPILER is not None
+    command = [COMPILER, "-std=gnu++17", "-fsyntax-only", "-I", str(INCLUDE), str(source)]
+    subprocess.run(command, check=True)
