@@ -1,4 +1,4 @@
-"""diffusers loads the built-in checkpoint's folder as it is, and paints the same pixels with it."""
+"""diffusers loads the built-in checkpoint's folder unchanged, and paints the same pixels with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of one model, written by the reference and read by us, and the other way round."""
+"""Files of one model, written by the reference and read by us, and the reverse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retouch.checkpoints.pretrained import Pretrained
 
 
 class Layers(nn.Module):
-    """The same layers on both sides; only loading and saving differ."""
+    """A model with the same layers in both libraries; only loading and saving differ."""
 
     def build(self, width: int, kernels: Any) -> None:
         self.enter = nn.Conv2d(3, width, 3)
@@ -81,7 +81,7 @@ def test_our_folder_loads_there(tmp_path: Path, variant: str | None, max_shard_s
     theirs = Twin.from_pretrained(tmp_path / "ours", variant=variant)
     assert (theirs.config.width, list(theirs.config.kernels)) == (16, [3, 1, 3])
     _assert_same(ours, theirs)
-    # The files have the names that the reference gives them.
+    # The files have the same names as the reference's.
     theirs.save_pretrained(tmp_path / "theirs", variant=variant, max_shard_size=max_shard_size)
     assert sorted(os.listdir(tmp_path / "ours")) == sorted(os.listdir(tmp_path / "theirs"))
 
@@ -90,7 +90,7 @@ def test_our_folder_loads_there(tmp_path: Path, variant: str | None, max_shard_s
 def test_the_same_dtype_as_the_reference_loads(
     tmp_path: Path, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on a CPU that computes float16; elsewhere we would choose another.
+    # As on a CPU that computes float16; on others we would choose another dtype.
     monkeypatch.setattr("retouch.devices._cpu_abilities", lambda: {"avx512_fp16"})
     Twin(**SETTINGS).half().save_pretrained(tmp_path, variant="fp16")
     theirs = Twin.from_pretrained(tmp_path, variant="fp16", torch_dtype=dtype)

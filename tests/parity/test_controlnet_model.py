@@ -1,4 +1,4 @@
-"""ControlNetModel and MultiControlNetModel against the reference's, alone and through files."""
+"""ControlNetModel and MultiControlNetModel compared with the reference's, alone and through files."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_from_unet(version: int, order: str) -> None:
     reference = diffusers.ControlNetModel.from_unet(theirs, order, **settings)
     state = reference.state_dict()
     assert net.state_dict().keys() == state.keys()
-    for key, value in net.state_dict().items():  # the picture's first layers begin with random weights
+    for key, value in net.state_dict().items():  # the picture's first layers start with random weights
         if not key.startswith("controlnet_cond_embedding") or "conv_out" in key:
             assert torch.equal(value, state[key]), key
     for key, value in net.config.to_dict().items():

@@ -1,4 +1,4 @@
-"""Stable Diffusion with ControlNets against the reference: each task, one net and two."""
+"""Stable Diffusion with ControlNets compared with the reference: each task, one net and two."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_schedulers_and_strength(made: Any, checkpoint: str, strength: float, sc
 
 
 def values(seed: int = 0, rows: int = 1) -> torch.Tensor:
-    """Control pictures with -1 in them, as the inpaint condition has."""
+    """Return control pictures with -1 in them, as the inpaint condition has."""
     found = torch.rand(rows, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     return torch.where(found.mean(1, keepdim=True) < 0.4, -1.0, found)
 
@@ -114,7 +114,7 @@ def test_a_list_of_lists_is_for_each_prompt(made: Any) -> None:
     prompts = ["a cat", "a castle", "a bench"]
     pair = made("tiny_sd", "text2image", 2)
     pair.compare(**inputs("text2image", pictures), prompt=prompts)
-    # The reference takes this in text2image alone; here all tasks do.
+    # The reference takes this only in text2image; here all tasks do.
     ours = made("tiny_sd", "inpaint", 2).ours
     options = {"prompt": prompts, "num_inference_steps": 2, "output_type": "np"}
     batches = [np.stack([np.asarray(drawing(seed)) for seed in range(net, 6, 2)]) for net in (0, 1)]

@@ -1,4 +1,4 @@
-"""SDXL with ControlNets against the reference: each task, one net and two."""
+"""SDXL with ControlNets compared with the reference: each task, one net and two."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_net_without_attention(made: Any) -> None:
 
 
 def test_the_references_callback_for_controlnets(made: Any) -> None:
-    """It ends the guidance half-way, and leaves one side of everything, the control picture too."""
+    """It ends guidance half-way, and keeps one half of all tensors, also of the control picture."""
     made(BASE, "text2image").compare(
         **inputs("text2image"),
         wrap=lambda: {"callback_on_step_end": SDXLControlnetCFGCutoffCallback(cutoff_step_ratio=0.5)},

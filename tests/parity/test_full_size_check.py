@@ -1,4 +1,4 @@
-"""The full-size benchmark itself, on networks of a few kilobytes and in one process."""
+"""The benchmark of full-size networks, run on networks of a few kilobytes and in one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("full_size_check", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -56,7 +56,7 @@ def tiny(script: ModuleType, dtype: torch.dtype) -> object:
             "num_embeddings": 7,
         },
         movq={
-            "block_out_channels": [32, 32],  # the fewest that its norm can group
+            "block_out_channels": [32, 32],  # the fewest channels that its norm can group
             "layers_per_block": 1,
             "norm_num_groups": 4,
             "latent_channels": 4,

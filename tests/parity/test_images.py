@@ -1,4 +1,4 @@
-"""Our image functions against diffusers': the same bytes from pictures, the same floats from arrays."""
+"""Our image functions compared with diffusers': the same bytes from pictures, the same floats from arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def picture(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise over blobs: hard edges for the filters, every level for the rounding."""
+    """Return noise over blobs, with hard edges for the filters and every level for the rounding."""
     coarse = Image.fromarray((noise(5, 4, 4, seed=seed) * 255).astype(np.uint8)).resize((width, height))
     fine = (noise(height, width, 4, seed=seed + 1) * 80 - 40).astype(np.int16)
     rgba = Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8))
@@ -131,7 +131,7 @@ def test_preprocess_arrays_and_tensors(do_resize: bool) -> None:
         [pixels[:1], pixels[1:]],
         pixels.double(),
         pixels[:, :1],
-        pixels * 0.999 - 0.5,  # below zero: taken as normalised already
+        pixels * 0.999 - 0.5,  # values below zero count as normalised already
     ):
         size = (16, 32) if do_resize else (None, None)
         with warnings.catch_warnings():
@@ -268,7 +268,7 @@ def test_apply_overlay(mask_mode: str, crop: tuple[int, int, int, int] | None, s
 
 
 def test_apply_overlay_over_random_soft_masks() -> None:
-    """Every level of mask, original and result: the rounding of the reference's premultiplied detour."""
+    """Every level of mask, original and result is rounded as the reference's premultiplied pixels are."""
     hole, original, painted = (
         Image.fromarray((noise(*shape, seed=seed) * 255.99).astype(np.uint8))
         for seed, shape in enumerate([(200, 200), (200, 200, 3), (200, 200, 3)])

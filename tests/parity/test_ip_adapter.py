@@ -1,4 +1,4 @@
-"""IP-Adapters of each kind, alone and together, with scales and masks, against diffusers: whole pictures."""
+"""Whole pictures with IP-Adapters of all kinds, alone and together, scaled and masked, as in diffusers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def both(pair: Pair, method: str, *args: Any, **options: Any) -> None:
 
 
 def loaded(pair: Pair, *kinds: str) -> None:
-    """Adapters of these kinds, and an image encoder, in both."""
+    """Load adapters of these kinds, and an image encoder, into both pipelines."""
     files = [ip_adapter(pair.theirs.unet, kind, seed) for seed, kind in enumerate(kinds)]
     for pipeline in (pair.ours, pair.theirs):
         pipeline.image_encoder = tiny_image_encoder()
@@ -110,7 +110,7 @@ def test_two_adapters_and_several_images(request: pytest.FixtureRequest, family:
     compared(pair, **seen)
     both(pair, "set_ip_adapter_scale", [0.3, 0.7])
     compared(pair, **seen, num_images_per_prompt=2)
-    loaded(pair, "plus")  # in place of both
+    loaded(pair, "plus")  # replaces both
     compared(pair, ip_adapter_image=[[photo(6), photo(5)]])
 
 
@@ -150,7 +150,7 @@ def test_embeds(xl: Pair, is_guided: bool) -> None:
 
 
 def masks(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (64, 64)) -> torch.Tensor:
-    """One for each box, as the reference's own processor makes them."""
+    """Return one mask for each box, from the reference's own processor."""
     width, height = size
     whites = [mask(box, width, height) for box in boxes]
     made: torch.Tensor = IPAdapterMaskProcessor().preprocess(whites, height=height, width=width)
@@ -186,7 +186,7 @@ def test_masks_of_pictures_that_are_no_square(sd: Pair, size: tuple[int, int]) -
     width, height = size
     told = {"ip_adapter_masks": [masks((0, 8, 32, 40), size=size)]}
     sizes = {"height": height, "width": width}
-    if size == (64, 32):  # the reference guesses the shape of others wrong
+    if size == (64, 32):  # the reference mistakes the shape of others
         compared(sd, ip_adapter_image=photo(5), cross_attention_kwargs=told, **sizes)
     shown = picture(sd.ours, ip_adapter_image=photo(5), cross_attention_kwargs=told, **sizes)
     whole = {"ip_adapter_masks": [torch.ones(1, 1, height, width)]}
@@ -250,7 +250,7 @@ def test_beside_a_lora(sd: Pair) -> None:
 
 
 def test_a_callback_that_ends_it(sd: Pair) -> None:
-    """The reference's own callback, which sets the scale to 0 from a step on: for its run alone here."""
+    """The reference's own callback, used for its run only, sets the scale to 0 from a step on."""
     loaded(sd, "plus")
     both(sd, "set_ip_adapter_scale", 0.7)
     whole = picture(sd.ours, ip_adapter_image=photo(5), num_inference_steps=4)
@@ -269,7 +269,7 @@ def test_a_callback_that_ends_it(sd: Pair) -> None:
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_from_a_folder(sd: Pair, tmp_path: Path, ending: str) -> None:
-    """Files in both formats, and the image encoder that is beside them."""
+    """Files load in both formats, with the image encoder of their repository."""
     folder = repository(tmp_path, sd.theirs.unet)
     names = [f"ip-adapter-{kind}.{ending}" for kind in ("plain", "plus")]
     pickled: dict[str, Any] = {"use_safetensors": False} if ending == "bin" else {}
@@ -286,7 +286,7 @@ def test_from_a_folder(sd: Pair, tmp_path: Path, ending: str) -> None:
 
 
 def test_a_unet_by_itself() -> None:
-    """Told the same `added_cond_kwargs`, ours and the reference's answer alike."""
+    """Our UNet and the reference's give the same for the same `added_cond_kwargs`."""
     from retouch.checkpoints.ip_adapter import read_ip_adapter
     from retouch.models.ip_adapter import attach
 

@@ -1,4 +1,4 @@
-"""LoRA in every format, alone and together, against diffusers with PEFT: whole pictures."""
+"""Whole pictures with LoRA in every format, alone and together, as in diffusers with PEFT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiny_controls import drawing, tiny_controlnet
 import retouch
 from retouch.checkpoints.original_layout import origins
 
-# The layers of the published LCM-LoRAs, which name them as diffusers does.
+# The layers of the published LCM-LoRAs, which have diffusers' names.
 LCM = (
     r"\.(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2"
     r"|conv1|conv2|conv_shortcut|conv|time_emb_proj)$"
@@ -47,7 +47,7 @@ def xl_pair(tiny_sdxl: Path) -> Pair:
 
 
 def loaded(pair: Pair, state: Any, name: str | None = None, **options: Any) -> None:
-    """The same file in both; what the reference says of it is not our matter."""
+    """Load the same file into both, without the reference's warnings."""
     pair.ours.load_lora_weights(dict(state), adapter_name=name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def emptied(pair: Pair) -> Iterator[Pair]:
     yield pair
     pair.ours.unload_lora_weights()
     pair.theirs.unload_lora_weights()
-    # The scale of a call stays on the reference, and scales what is loaded into text encoders next.
+    # In the reference the scale of a call stays, and scales the next file for text encoders too.
     pair.theirs._lora_scale = 1.0
 
 
@@ -89,7 +89,7 @@ def compared(pair: Pair, **arguments: Any) -> None:
 
 
 def original_name(pipeline: Any) -> Callable[[str], str]:
-    """Names of the UNet's layers in the program that kohya-ss trains SDXL with."""
+    """Return the names of the UNet's layers in the program that kohya-ss trains SDXL with."""
     names = [f"{name}.weight" for name, layer in pipeline.unet.named_modules() if hasattr(layer, "weight")]
     found = origins("UNet2DConditionModel", pipeline.unet.config, names)
     return lambda name: found[f"{name}.weight"].name.removesuffix(".weight")
@@ -143,7 +143,7 @@ def test_sdxl_formats(xl: Pair, form: str) -> None:
 
 
 def two(pair: Pair) -> tuple[State, State]:
-    """One with text encoders and one without, on layers of which some are the same."""
+    """Load one with text encoders and one without; some of their layers are the same."""
     return (
         kohya(sides(pair.ours, unet=ATTENTION, alpha=1.0)),
         kohya(sides(pair.ours, unet=r"to_q$|conv1$", text=None, rank=2, alpha=2.0, seed=1)),
@@ -197,13 +197,13 @@ def test_fused(sd: Pair) -> None:
     compared(sd)
     sd.ours.unfuse_lora()
     assert torch.equal(picture(sd.ours), apart)
-    # The reference subtracts what it added, and keeps the adapters at the scale that they were fused with.
+    # The reference subtracts the update again, and keeps the adapters at the scale of fusing.
     sd.theirs.unfuse_lora()
     sd.theirs.set_adapters(["a", "b"], [0.7, -0.4])
     compared(sd)
     both(sd, "fuse_lora", adapter_names=["b"])
     both(sd, "unload_lora_weights")
-    compared(sd)  # what was fused stays
+    compared(sd)  # the fused update stays
     assert not torch.equal(picture(sd.ours), before)
     assert sd.ours.get_list_adapters() == {}
     sd.ours.unet.load_state_dict(weights)
@@ -231,7 +231,7 @@ def test_other_tasks(request: pytest.FixtureRequest, checkpoint: str, task: str)
 
 
 def test_beside_a_controlnet(sd: Pair, tiny_sd: Path, tmp_path: Path) -> None:
-    """The net has layers of the same names, and no part in it."""
+    """The net has layers of the same names, and gets no update."""
     tiny_controlnet(tiny_sd).save_pretrained(tmp_path)
     steered = []
     for library, pipeline in ((retouch, sd.ours), (diffusers, sd.theirs)):
@@ -244,7 +244,7 @@ def test_beside_a_controlnet(sd: Pair, tiny_sd: Path, tmp_path: Path) -> None:
 
 
 def test_settings_in_the_file(sd: Pair, tmp_path: Path) -> None:
-    """Today's training scripts leave alpha and rank in the file's own metadata."""
+    """Today's training scripts save alpha and rank in the file's metadata."""
     updates = sides(sd.ours, unet=ATTENTION, rank=[4, 2])
     spelled = peft(updates)
     ranks = {key: tensor.shape[0] for key, tensor in spelled.items() if "lora_A" in key}

@@ -1,4 +1,4 @@
-"""The autoencoder against the reference's: encoding, drawing, decoding, whole, in tiles and in slices."""
+"""The autoencoder compared with the reference's: encoding, sampling, decoding, whole, in tiles and slices."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_extreme_variances_are_held_back() -> None:
     assert_close(ours.encode(pixels).latent_dist.logvar, lambda: theirs.encode(pixels).latent_dist.logvar)
 
 
-# One tile and a bit, several, a last tile of a single latent, one short side.
+# Little more than one tile, several, a last tile of a single latent, one short side.
 @pytest.mark.parametrize("size", [(36, 32), (56, 100), (28, 76), (100, 16)], ids=str)
 @pytest.mark.parametrize("slicing", [True, False])
 def test_tiles_and_slices(size: tuple[int, int], slicing: bool) -> None:
@@ -163,7 +163,7 @@ def test_published_configs_give_the_same_tensors(config: dict[str, Any]) -> None
         theirs = TheirAutoencoder.from_config(config)
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
-    # What the pipelines read, defaults included.
+    # The keys that pipelines read, including defaults.
     for key in ("scaling_factor", "shift_factor", "force_upcast", "latents_mean", "block_out_channels"):
         ours_value, theirs_value = ours.config[key], theirs.config[key]
         assert ours_value == (tuple(theirs_value) if isinstance(theirs_value, list) else theirs_value), key

@@ -1,4 +1,4 @@
-"""Each layer and block of the networks against the reference's, with the same weights."""
+"""Each layer and block of the networks compared with the reference's, with the same weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LEVEL = Level(
     only_cross_attention=False,
     scale_shift=False,
 )
-# At the small scale a wrong epsilon in a norm shows.
+# The small scale shows a wrong epsilon in a norm.
 SCALES = (1, 1e-3)
 
 LEVELS = {
@@ -53,7 +53,7 @@ LEVELS = {
     "padding on one side": replace(LEVEL, downsample_padding=0),
     "scale and shift": replace(LEVEL, scale_shift=True),
 }
-# Those that the simple blocks are made for.
+# The settings that the simple blocks are for.
 SIMPLE_LEVELS = {
     "Kandinsky": replace(LEVEL, scale_shift=True),
     "at the edge": replace(LEVEL, scale_shift=True, is_finest=True, is_coarsest=True, below=16),
@@ -189,7 +189,7 @@ def test_transformer(linear: bool, layout: torch.memory_format, scale: float) ->
 
 
 def arguments(level: Level) -> dict[str, Any]:
-    """A level's settings as the reference's blocks take them."""
+    """Return a level's settings as arguments of the reference's blocks."""
     return {
         "in_channels": level.above,
         "out_channels": level.channels,
@@ -251,7 +251,7 @@ def test_up_block(name: str, level: Level) -> None:
     extra = {"encoder_hidden_states": text} if attends else {}
     result = ours(x, temb, text, kept)
     assert_close(result, lambda: theirs(x, tuple(skips), temb, upsample_size=(13, 10), **extra))
-    assert len(kept) == 1 and kept[0] is finer  # what finer levels need is left to them
+    assert len(kept) == 1 and kept[0] is finer  # the states for finer levels are left
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
@@ -332,7 +332,7 @@ def test_attention_with_an_added_context(scale: float) -> None:
 
 
 def test_odd_sizes_halve_and_come_back() -> None:
-    """The reference drops the last row and column of an odd size, and then fails to come back to it."""
+    """The reference drops the last row and column of an odd size, and then fails to restore the size."""
     down = layers.DownResnetBlock2D(8, 8, TIME_WIDTH, groups=4, eps=1e-5)
     up = layers.UpResnetBlock2D(8, 8, TIME_WIDTH, groups=4, eps=1e-5)
     x, temb = torch.randn(1, 8, 7, 5), torch.randn(1, TIME_WIDTH)

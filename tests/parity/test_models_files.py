@@ -1,4 +1,4 @@
-"""Models through files: what we save the reference loads, and what it saves we load."""
+"""Files of models: the reference loads ours, and we load the reference's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kandinsky's prior and its autoencoder against the reference's, and through files."""
+"""Kandinsky's prior and its autoencoder compared with the reference's, alone and through files."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_slices() -> None:
 
 
 def test_tiles() -> None:
-    """A tile sees the latents below it, and what it shares with the next fades over."""
+    """A tile sees the latents below it, and blends into the next tile where they overlap."""
     ours, _ = movqs()
     latents, pixels = torch.randn(1, 4, 12, 20), torch.rand(1, 3, 48, 80)
     whole = ours.decode(latents, force_not_quantize=True).sample

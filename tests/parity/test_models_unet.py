@@ -1,4 +1,4 @@
-"""The UNet against the reference's, as every supported family configures it."""
+"""The UNet compared with the reference's, in the configs of every supported family."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_the_same_numbers_as_the_reference(shape: tuple[int, ...], dtype: Any, s
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     ours, theirs = generators(), generators()
-    for _ in range(2):  # the second draw goes on where the first ended
+    for _ in range(2):  # the second draw continues after the first
         expected = randn_tensor(shape, generator=theirs, device=torch.device("cpu"), dtype=dtype)
         assert torch.equal(randn(shape, ours, "cpu", dtype), expected)
 

@@ -1,4 +1,4 @@
-"""The table of original names against the reference's conversion of the same files, both ways."""
+"""The table of original names compared with the reference's conversion of the same files, both ways."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import PLACES, origins, text_encoder_shapes, to_original
 from retouch.models.controlnet import ControlNetModel
 
-# Lengths of the lists "name [shape]", sorted, that a collector of checkpoints made from the published files
-# (stable-diffusion-webui-model-toolkit): one name or one number more or less would change them.
+# Lengths of the sorted lists "name [shape]" that stable-diffusion-webui-model-toolkit made from the published
+# files. One name or one number more or less would change them.
 LENGTHS = {"sd15": 36314, "sd2": 36218, "sdxl": 101976, "sdxl-refiner": 71062}
 LENGTH_OF_VAE, LENGTH_OF_CONTROLNET = 10149, 16884
 LENGTHS_OF_TEXT_ENCODERS = {"cond_stage_model.model.": 14193, "conditioner.embedders.1.model.": 18913}
@@ -86,7 +86,7 @@ def test_text_encoders_are_those_of_transformers() -> None:
 def test_text_encoders_have_the_published_lists() -> None:
     for name, prefix in (("sd2", "cond_stage_model.model."), ("sdxl", "conditioner.embedders.1.model.")):
         state = below(prefix, full_size(name)) | {"logit_scale": torch.empty(())}
-        if name == "sd2":  # its files hold one layer more, and the projection
+        if name == "sd2":  # its files have one more layer, and the projection
             last = below("transformer.resblocks.22.", state)
             state |= {f"transformer.resblocks.23.{key}": tensor for key, tensor in last.items()}
             state["text_projection"] = torch.empty(1024, 1024)
@@ -129,7 +129,7 @@ def test_a_file_becomes_what_the_reference_makes_of_it(
         assert_same(weights(ours)[part], state)
     assert ours.scheduler.config == from_folder.scheduler.config
 
-    # The reference does not expect the last text layer of a file that is smaller than the published one.
+    # The reference does not expect the last text layer in a file smaller than the published one.
     file = {key: tensor for key, tensor in WRITERS[name](folder).items() if ".resblocks.3." not in key}
     file = {key: tensor for key, tensor in file.items() if name[:8] != "tiny_sd2" or "text_proj" not in key}
     kind = diffusers.StableDiffusionXLPipeline if "xl" in name else diffusers.StableDiffusionPipeline
@@ -140,7 +140,7 @@ def test_a_file_becomes_what_the_reference_makes_of_it(
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_there_and_back(name: str, tiny_single_file: Callable[[str], tuple[Path, Path]]) -> None:
-    """Each tensor of the file, training leftovers excepted, comes out of the models again."""
+    """Saving the models gives each tensor of the file again, except those left from training."""
     path, folder = tiny_single_file(name)
     pipeline = retouch.AutoPipelineForInpainting.from_single_file(path, config=folder)
     again: dict[str, Tensor] = {}

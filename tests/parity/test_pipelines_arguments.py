@@ -1,4 +1,4 @@
-"""Whole pipelines over their call arguments, one kind of argument at a time."""
+"""Whole pipelines with each of their call arguments, one kind of argument at a time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_guidance_rescale(tiny_sd: Path, tiny_sd2: Path) -> None:
 @pytest.mark.parametrize("clip_skip", [1, 2])
 def test_clip_skip(each_task: Pair, clip_skip: int) -> None:
     encoder = each_task.theirs.text_encoder
-    # The reference looks for the level that transformers 5 has taken out.
+    # The reference needs a level that transformers 5 removed.
     patched = not hasattr(encoder, "text_model")
     if patched:
         object.__setattr__(encoder, "text_model", encoder)
@@ -135,7 +135,7 @@ def test_latents_are_given(
 
 
 def test_latents_are_given_with_less_strength(each_width: Pair) -> None:
-    """They are pure noise even then: the reference heeds strength in the schedule only."""
+    """They are pure noise even then: in the reference, strength changes only the schedule."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     each_width.compare(**task_inputs("inpaint"), latents=noise, strength=0.6)
 
@@ -148,7 +148,7 @@ def test_masked_image_latents(each_width: Pair, rows: int) -> None:
 
 
 def test_inpainting_of_latents(each_width: Pair) -> None:
-    """The reference manages it where it need not mask the picture."""
+    """The reference can do it if it does not mask the picture."""
     image, masked = (
         torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)
     )
@@ -189,7 +189,7 @@ def test_kinds_of_pictures(checkpoint: str, task: str, kind: str, request: pytes
 
 
 def colourful(width: int = 64, height: int = 64) -> Image.Image:
-    """A mask of three colours on black, of which one counts as white."""
+    """Return a mask of three colours on black; one of them counts as white."""
     picture = mask(width=width, height=height).convert("RGB")
     picture.paste((250, 20, 20), (0, 0, 20, 12))
     picture.paste((40, 255, 90), (44, 40, 60, 60))
@@ -221,7 +221,7 @@ def test_kinds_of_masks(each_width: Pair, kind: str) -> None:
 def test_masks_with_greys_are_hardened_alike_when_asked(
     regular: Pair, mode: str, size: tuple[int, int]
 ) -> None:
-    """`mask_mode="binary"` is ours alone, so the reference is called without it."""
+    """Only we have `mask_mode="binary"`, so the reference is called without it."""
     hole = colourful(*size).convert(mode)
     arguments = {**SIZE, "num_inference_steps": 3, "output_type": "np"}
 
@@ -302,7 +302,7 @@ def test_without_a_generator_torchs_own_is_used(each_task: Pair) -> None:
 
 
 def test_versions_and_widths(each_inpainter: Pair) -> None:
-    """The rest of the file runs on Stable Diffusion 1; a few arguments together on all."""
+    """The other tests use Stable Diffusion 1; this one uses all families with a few arguments together."""
     each_inpainter.compare(
         **task_inputs("inpaint"),
         prompt=["a cat", "a castle"],

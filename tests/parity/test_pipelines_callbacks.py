@@ -1,4 +1,4 @@
-"""`callback_on_step_end`: the same calls with the same tensors, and the same effect of what it returns."""
+"""`callback_on_step_end`: the same calls with the same tensors, and the same effect of its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def each_task(request: pytest.FixtureRequest) -> Pair:
 def test_what_a_callback_sees(each_task: Pair, scheduler: str) -> None:
     both = each_task.changed(scheduler)
     names = MASK_NAMES if both.task == "inpaint" else NAMES
-    # A regular UNet needs no masked picture, and we do not encode it for a callback's sake.
+    # A regular UNet needs no masked picture, and we do not encode one for a callback.
     is_regular = both.ours.unet.config.in_channels == 4
     steps: list[list[Any]] = []
 
@@ -81,7 +81,7 @@ def test_every_tensor_can_be_replaced(
         return tensors
 
     arguments = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": [name]}
-    if name != "negative_prompt_embeds":  # in the reference, which has joined them by then, without effect
+    if name != "negative_prompt_embeds":  # without effect in the reference, which has joined them before
         both.compare(**task_inputs("inpaint"), **arguments)
     pictures = [
         both.ours(PROMPT, **task_inputs("inpaint"), num_inference_steps=4, generator=generators(7),
@@ -103,7 +103,7 @@ def test_interrupting_as_the_reference_is_interrupted(each_task: Pair, step: int
     each_task.compare(**task_inputs(each_task.task), callback_on_step_end=interrupt)
     assert calls[: 2 * (step + 1)] == 2 * list(range(step + 1))
     assert not vars(each_task.ours).get("_interrupt", False)
-    each_task.compare(**task_inputs(each_task.task))  # and the next call runs to its end
+    each_task.compare(**task_inputs(each_task.task))  # the next call is not interrupted
 
 
 def test_guidance_switched_off_on_the_way(each_task: Pair) -> None:
@@ -126,7 +126,7 @@ def test_guidance_switched_off_on_the_way(each_task: Pair) -> None:
 
 
 def test_guidance_switched_off_needs_no_other_tensor(tiny_sd_inpaint: Path) -> None:
-    """Where the reference wants mask and masked picture halved by hand, ours sees to it."""
+    """In the reference the callback must halve mask and masked picture; ours halves them itself."""
     halved: list[torch.Tensor] = []
     rows: list[int] = []
     for masks in ([], ["mask", "masked_image_latents"]):
@@ -147,7 +147,7 @@ def test_guidance_switched_off_needs_no_other_tensor(tiny_sd_inpaint: Path) -> N
         halved.append(ours(PROMPT, **arguments, **listening, generator=generators(7)).images)
         keep.remove()
     assert torch.equal(*halved)
-    assert rows == 2 * [2, 2, 1, 1, 1]  # half the work from there on
+    assert rows == 2 * [2, 2, 1, 1, 1]  # half the rows from then on
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -1,4 +1,4 @@
-"""Kandinsky 2.2 against the reference: the prior, the decoder's tasks, and both together."""
+"""Kandinsky 2.2 compared with the reference: the prior, the decoder's tasks, and both together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_checkpoints_kandinsky import WIDTH
 import retouch
 
 TASKS = ["text2image", "image2image", "inpaint"]
-# "pt" is compared where the two mean the same; the reference's is in [-1, 1] in two of the three tasks.
+# "pt" is compared only where both have the same range; the reference's is [-1, 1] in two of three tasks.
 NUMPY = {"output_type": "np"}
 
 
@@ -141,7 +141,7 @@ def test_a_scheduler_of_the_reference(decoders: Any) -> None:
 
 @pytest.mark.parametrize("task", ["image2image", "inpaint"])
 def test_pictures_are_resized_as_by_the_reference(decoders: Any, task: str) -> None:
-    # To a square: the reference's image2image takes the width for the height.
+    # To a square, because the reference's image2image uses the width as the height.
     inputs = {**task_inputs(task), "image": photo(width=150, height=90)}
     if task == "inpaint":
         inputs["mask_image"] = mask((30, 20, 101, 64), width=150, height=90)
@@ -188,7 +188,7 @@ def test_combined(combined: Any, task: str, arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_combined_for_several_prompts(combined: Any, task: str) -> None:
-    """All of one picture: the reference puts the first picture's surroundings into all of a batch."""
+    """All rows have one picture, because the reference pastes the first picture's surroundings into all."""
     inputs = {**prompts(task), "prompt": ["a cat", "a castle"], "negative_prompt": ["a", "a park"]}
     combined(task).compare(**inputs, **NUMPY)
 

@@ -1,4 +1,4 @@
-"""Whole pipelines over other parts: objects of the reference, distilled models, old configs, saved files."""
+"""Whole pipelines with other parts: objects of the reference, distilled models, old configs, saved files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARDED = "30KB"
 
 
 def state_of(scheduler: Any) -> dict[str, Any]:
-    """All that an object holds, for comparing before with after."""
+    """Return the contents of an object as text, to compare them before and after."""
     return {name: repr(value) for name, value in vars(scheduler).items()}
 
 
@@ -35,7 +35,7 @@ def state_of(scheduler: Any) -> dict[str, Any]:
         "LCMScheduler",
         "PNDMScheduler",
         "UniPCMultistepScheduler",
-        "DEISMultistepScheduler",  # one that we do not have
+        "DEISMultistepScheduler",  # a class that we do not have
     ],
 )
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -45,7 +45,7 @@ def test_a_scheduler_of_the_reference_in_our_pipeline(tiny_sd: Path, name: str, 
     both.ours.scheduler = own
     both.theirs.scheduler = getattr(diffusers, name).from_config(own.config)
     before = state_of(own)
-    for _ in range(2):  # the second call must find the object as the first did
+    for _ in range(2):  # the object must be unchanged for the second call
         both.compare(**task_inputs("inpaint"), strength=strength)
         assert state_of(own) == before
 
@@ -181,12 +181,12 @@ def test_the_safety_checker_of_a_saved_pipeline(tiny_sd_checked: Path, tmp_path:
         pipeline.set_progress_bar_config(disable=True)
         output = pipeline(PROMPT, **task_inputs("text2image"), num_inference_steps=2, output_type="pt")
         assert [bool(flag) for flag in output.nsfw_content_detected] == [True]
-        assert bool(output.images.any()) == (pipeline is not theirs)  # which blackens the picture
+        assert bool(output.images.any()) == (pipeline is not theirs)  # it blackens the picture
     assert retouch.StableDiffusionPipeline.from_pretrained(tmp_path).safety_checker is None
 
 
 def test_half_precision(tiny_sd: Path) -> None:
-    """bfloat16 has three digits: this asks for the same dtypes at the same places, not for digits."""
+    """bfloat16 has three digits, so this compares dtypes at each place, not digits."""
     pictures = []
     for library in (retouch, diffusers):
         pipeline = library.StableDiffusionInpaintPipeline.from_pretrained(tiny_sd, dtype=torch.bfloat16)

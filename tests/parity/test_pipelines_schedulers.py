@@ -1,4 +1,4 @@
-"""Whole pipelines with every scheduler: first latents, loop and restoring go by its numbers and draws."""
+"""Whole pipelines with every scheduler: its numbers and noise are in first latents, steps and blending."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_usual_guidance(request: pytest.FixtureRequest) -> None:
 def test_no_scheduler_changes_the_dtype(
     checkpoint: str, scheduler: str, request: pytest.FixtureRequest
 ) -> None:
-    """The model sees its own dtype in every step, and so do the latents that come out."""
+    """The model gets its own dtype in every step, and the final latents have it too."""
     ours = pair(request.getfixturevalue(checkpoint), "inpaint").changed(scheduler).ours
     for name in ("unet", "vae", "text_encoder"):
         setattr(ours, name, copy.deepcopy(getattr(ours, name)).to(torch.bfloat16))

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL against the reference: base, inpainting and refiner, each task, alone and in stages."""
+"""Stable Diffusion XL compared with the reference: base, inpainting, refiner, each task, and in stages."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_size_ids(made: Any, task: str, negative: str) -> None:
 
 
 def test_each_negative_size_counts(made: Any) -> None:
-    """The reference takes them in text2image both or not at all, and the crop in no other pipeline."""
+    """In text2image the reference takes both or neither, and in other tasks no crop."""
     pair = made(BASE, "text2image")
     crop = {"negative_crops_coords_top_left": (5, 6)}
     pair.compare(**task_inputs("text2image"), **SIZES, **crop)
@@ -126,7 +126,7 @@ def test_window_of_the_schedule(made: Any, order: int) -> None:
 
 @pytest.mark.parametrize("window", [{}, {"denoising_start": 0.4}], ids=["whole", "second stage"])
 def test_image2image_from_given_latents(made: Any, window: dict[str, Any]) -> None:
-    """They are where the run starts; the picture tells the batch alone."""
+    """The run starts from them; the picture gives only the size of the batch."""
     given = 3 * torch.randn(1, 4, 8, 8, generator=generators(2))
     image = torch.randn(1, 4, 8, 8, generator=generators(3)) if window else photo()
     made(BASE, "image2image").compare(image=image, latents=given, num_inference_steps=6, **window)
@@ -178,9 +178,9 @@ def test_saved_by_one_loaded_by_the_other(
 
 
 def test_the_vae_keeps_its_dtype(made: Any, tiny_sdxl: Path) -> None:
-    """The config asks for float32; a float16 VAE is run so on a copy, and the result is that of float32."""
+    """The config needs float32, so a float16 VAE is copied to float32, with the result of float32."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no native float16 here
+        warnings.simplefilter("ignore")  # no native float16 on this CPU
         half = retouch.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     half.vae.half()
     pixels = half.decode(torch.randn(1, 4, 8, 8, generator=generators(3)).half())
@@ -188,6 +188,6 @@ def test_the_vae_keeps_its_dtype(made: Any, tiny_sdxl: Path) -> None:
     exact = load(retouch, XL_NAMES["text2image"], tiny_sdxl)
     full = torch.randn(1, 4, 8, 8, generator=generators(3)).half().float()
     exact_pixels = exact.decode(full)
-    assert (pixels - exact_pixels).abs().max() < 0.02  # the weights were rounded once
+    assert (pixels - exact_pixels).abs().max() < 0.02  # the weights were rounded to float16
     assert half.encode(torch.rand(1, 3, 64, 64).half(), generators(4)).dtype == torch.float16
     assert half.vae.dtype == torch.float16

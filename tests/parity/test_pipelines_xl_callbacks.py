@@ -1,4 +1,4 @@
-"""`callback_on_step_end` for SDXL, whose model is told pooled text and sizes besides: shown and replaced."""
+"""`callback_on_step_end` for SDXL reads and replaces tensors, pooled text and size ids among them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def each_task(request: pytest.FixtureRequest) -> Pair:
 
 def test_what_a_callback_sees(each_task: Pair) -> None:
     names = ["latents", "prompt_embeds", *ADDED]
-    # In text2image the reference gives the two sides' sizes to the wrong rows of a batch.
+    # In text2image the reference gives the size ids of both halves to the wrong rows of a batch.
     sizes = {} if each_task.task == "text2image" else {"negative_original_size": (32, 16)}
 
     def run(pipeline: Any, generator: Any) -> list[torch.Tensor]:
@@ -76,7 +76,7 @@ def test_what_the_model_is_told_can_be_replaced(
 
 
 def cut(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Guidance off after some steps, as the reference's page on callbacks does it."""
+    """Switch guidance off after some steps, as the reference's page on callbacks does."""
     if index == int(pipe.num_timesteps * 0.4):
         pipe._guidance_scale = 0.0
         for name, value in tensors.items():
@@ -101,7 +101,7 @@ def test_callback_object_of_the_reference(each_task: Pair) -> None:
     if each_task.task != "inpaint":
         each_task.compare(**inputs, callback_on_step_end=cutoff)
         return
-    # It leaves the mask alone, of whose two rows the reference then makes two pictures, or fails.
+    # It does not change the mask; from its two rows the reference makes two pictures, or fails.
     by_hand = {
         "callback_on_step_end": cut,
         "callback_on_step_end_tensor_inputs": ["prompt_embeds", *ADDED, "mask", "masked_image_latents"],

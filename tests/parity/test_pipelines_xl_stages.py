@@ -1,4 +1,4 @@
-"""SDXL in two stages with schedulers that remember, look ahead or draw; and its refiner as a finish."""
+"""SDXL in two stages with multistep, second-order and stochastic schedulers; and its refiner at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCHEDULERS = {
 
 
 def compare_stages(base: Pair, refiner: Pair, share: float) -> None:
-    """The first pair paints `share` of the schedule and hands latents over, the second paints the rest."""
+    """Run `share` of the schedule with the first pair, and the rest from its latents with the second."""
     inputs = task_inputs(base.task)
     shared = ("mask_image", "height", "width") if refiner.task == "inpaint" else ()
     kept = {name: inputs[name] for name in shared}
@@ -64,11 +64,11 @@ def test_prediction_types(made: Make, task: str, prediction_type: str) -> None:
     )
 
 
-# Heun's two cut inside a step and between two.
+# For Heun, the two cut inside a step and between steps.
 @pytest.mark.parametrize(("name", "share"), [*((name, 0.5) for name in SCHEDULERS), ("Heun", 0.8)])
 @pytest.mark.parametrize("task", ["text2image", "inpaint"])
 def test_two_stages(made: Make, task: str, name: str, share: float) -> None:
-    """Each stage has a memory of its own, and the first does not step as if it were the end."""
+    """Each stage has its own memory, and the last step of the first is not a final one."""
     scheduler, options = SCHEDULERS[name]
     finish = task if task == "inpaint" else "image2image"
     compare_stages(
@@ -111,7 +111,7 @@ def test_denoising_start_overrules_strength(made: Make) -> None:
 
 @pytest.mark.parametrize("checkpoint", [BASE, INPAINT, REFINER])
 def test_batch_of_crops(made: Make, checkpoint: str) -> None:
-    """The reference crops and pastes one picture, so each of ours is compared with a call of its own."""
+    """The reference crops and pastes one picture, so each of ours is compared with one call of it."""
     pair = made(checkpoint, "inpaint")
     pictures = [photo(1, 120, 90), photo(2, 96, 128)]
     masks = [mask((70, 30, 90, 50), 120, 90), mask((10, 20, 60, 44), 96, 128)]

@@ -1,4 +1,4 @@
-"""Weighted and long prompts: the states are Compel's, and Compel itself works on our pipelines."""
+"""Weighted and long prompts: our states are Compel's, and Compel itself works with our pipelines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     from compel import Compel, CompelForSDXL, ReturnedEmbeddingsType
     from compel.embeddings_provider import SplitLongTextMode
 
-# (ours, Compel's spelling of the same)
+# (our spelling, Compel's spelling)
 PROMPTS = [
     ("a photo of a cat", "a photo of a cat"),
     ("a (cat:1.3) in the park", "a (cat)1.3 in the park"),
@@ -82,7 +82,7 @@ def test_sdxl(tiny_sdxl: Path, ours: str, theirs: str) -> None:
 
 
 def test_compel_drives_our_pipelines(sd: Any, tiny_sdxl: Path) -> None:
-    """As its users call it, with a prompt that our own syntax spells as well."""
+    """It is called as its users do, with a prompt that our own syntax can spell too."""
     compel = Compel(tokenizer=sd.tokenizer, text_encoder=sd.text_encoder)
     options = {"image": photo(), "mask_image": mask(), "num_inference_steps": 2, "output_type": "pt"}
 

@@ -1,4 +1,4 @@
-"""The safety checker's verdicts against the reference's, and how files of either nesting load."""
+"""The safety checker's verdicts compared with the reference's, for files of both nestings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DDIM, DDPM, PNDM, LCM and TCD against diffusers: every number of whole runs, over grids of settings."""
+"""DDIM, DDPM, PNDM, LCM and TCD compared with diffusers: all numbers of whole runs, for many settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from retouch.schedulers import DDIMScheduler, DDPMScheduler, noise_schedule
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 SPACINGS = ["leading", "linspace", "trailing"]
-# (steps, how many evaluations strength leaves out)
+# (steps, evaluations that strength leaves out)
 RUNS = [(1, 0), (2, 0), (7, 0), (7, 3), (20, 1)]
 
 
 def config(prediction: str, spacing: str, **more: Any) -> dict[str, Any]:
-    offset = 1 if spacing == "leading" else 0  # as checkpoints have it
+    offset = 1 if spacing == "leading" else 0  # as in checkpoints
     return STABLE_DIFFUSION | {
         "prediction_type": prediction,
         "timestep_spacing": spacing,
@@ -151,7 +151,7 @@ def test_velocity() -> None:
 
 
 def test_trailing_spacing_gives_the_number_asked_for() -> None:
-    """diffusers appends a timestep of -1 for 61 steps, and one of pure noise at the end of the run."""
+    """For 61 steps diffusers appends a timestep of -1, whose step starts from pure noise."""
     for steps in range(1, 1001):
         timesteps = noise_schedule.spaced_timesteps("trailing", steps, 1000)
         assert len(timesteps) == steps and timesteps.min() >= 0

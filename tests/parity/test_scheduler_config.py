@@ -1,4 +1,4 @@
-"""Scheduler configs travel between diffusers and us, as files and as objects, and lose nothing."""
+"""Scheduler configs pass between diffusers and us, as files and as objects, without losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scheduler_files import compare_files, settings_of
 
 from retouch import schedulers
 
-# Some options that are not the default, by class.
+# By class, some options that are not defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "DDPMScheduler": {"variance_type": "fixed_large", "timestep_spacing": "trailing"},
@@ -37,7 +37,7 @@ def test_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_conversion_chooses_the_settings_that_diffusers_would(one: str, other: str) -> None:
-    """Also where a setting was left at its default: then the other class's own default counts."""
+    """For a setting left at its default, the default of the other class counts."""
     our_one, their_one = getattr(schedulers, one), getattr(diffusers, one)
     our_other, their_other = getattr(schedulers, other), getattr(diffusers, other)
     theirs = their_one(**OPTIONS[one])

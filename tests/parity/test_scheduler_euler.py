@@ -1,4 +1,4 @@
-"""Euler and Euler ancestral against diffusers: every number of whole runs, over grids of settings."""
+"""Euler and Euler ancestral compared with diffusers: all numbers of whole runs, for many settings."""
 
 from __future__ import annotations
 

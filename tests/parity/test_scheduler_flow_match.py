@@ -1,4 +1,4 @@
-"""Flow-matching Euler against diffusers: every number of whole runs, over grids of settings."""
+"""Flow-matching Euler compared with diffusers: all numbers of whole runs, for many settings."""
 
 from __future__ import annotations
 

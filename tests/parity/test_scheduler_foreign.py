@@ -1,4 +1,4 @@
-"""A scheduler object of diffusers in a plan of ours runs as in diffusers' own loop, and stays as it was."""
+"""A scheduler object of diffusers runs in our plan as in diffusers' loop, and is not changed."""
 
 from __future__ import annotations
 

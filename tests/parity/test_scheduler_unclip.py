@@ -1,4 +1,4 @@
-"""UnCLIP, which Kandinsky's prior runs on, against diffusers, number by number."""
+"""UnCLIP, the scheduler of Kandinsky's prior, compared with diffusers: all numbers of whole runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from retouch.errors import ConfigError
 from retouch.schedulers import UnCLIPScheduler
 from retouch.schedulers.foreign import as_plan
 
-# Embeddings, as a prior has them, and latents with a predicted variance.
+# The shape of a prior's embeddings, and of latents with a predicted variance.
 SHAPE = (2, 24, 1, 1)
 
 
 def reference_run(config: dict[str, Any], steps: int, outputs: int, rows: int | None) -> list[Tensor]:
-    """As the prior's pipeline runs it: the scheduler is told where each step goes."""
+    """Run it as the prior's pipeline does, with each step's next timestep."""
     scheduler = diffusers.UnCLIPScheduler(**config)
     scheduler.set_timesteps(steps)
     generator, latents = generators(rows), noise_for(SHAPE, 2)
@@ -86,7 +86,7 @@ def test_the_decoder_s_published_settings() -> None:
 
 
 def test_a_single_step_starts_from_noise() -> None:
-    """The reference divides by zero."""
+    """The reference divides by zero here."""
     plan = UnCLIPScheduler(prediction_type="sample", clip_sample=False).plan(1)
     assert plan.timesteps.tolist() == [999]
     original = torch.randn(SHAPE)

@@ -1,4 +1,4 @@
-"""Configs of the sigma schedulers: files and conversions give the reference's settings and latents."""
+"""Configs of the sigma schedulers: files and conversions lead to the reference's settings and latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sigma_scheduler_runs import reference_run
 
 from retouch import schedulers
 
-# Some options that are not the default, by class.
+# By class, some options that are not defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "HeunDiscreteScheduler": {"use_karras_sigmas": True, "clip_sample": True},
     "KDPM2DiscreteScheduler": {"prediction_type": "v_prediction", "timestep_spacing": "leading"},
@@ -30,7 +30,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 PAIRS = [(one, other) for one in [*OPTIONS, *OTHERS] for other in OPTIONS if one != other]
 
-# As Stable Diffusion 1.5 ships it, and the DDIM that many of its descendants ship.
+# The config of Stable Diffusion 1.5, and the DDIM config of many of its descendants.
 PNDM = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",
@@ -49,7 +49,7 @@ del DDIM["skip_prk_steps"]
 
 
 def without_idle_offset(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """All our schedulers have a `steps_offset`; the single-step DPM-Solver does nothing with it."""
+    """Return the settings without the `steps_offset` that our single-step DPM-Solver has and does not use."""
     idle = name == "DPMSolverSinglestepScheduler" and settings.get("steps_offset") == 0
     return {key: value for key, value in settings.items() if not (idle and key == "steps_offset")}
 
@@ -67,7 +67,7 @@ def test_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_conversion_chooses_the_settings_that_diffusers_would(one: str, other: str) -> None:
-    """Also where a setting was left at its default: then the other class's own default counts."""
+    """For a setting left at its default, the default of the other class counts."""
     options = OPTIONS.get(one, OTHERS.get(one, {}))
     ours, theirs = getattr(schedulers, one)(**options), getattr(diffusers, one)(**options)
     expected = getattr(diffusers, other).from_config(theirs.config)
@@ -76,7 +76,7 @@ def test_conversion_chooses_the_settings_that_diffusers_would(one: str, other: s
         found = without_idle_offset(other, settings_of(converted.config))
         assert found == without_idle_offset(other, settings_of(expected.config))
         back = type(ours).from_config(converted.config)
-        # As in the reference, a solver_type that the other class lacks becomes its nearest, for good.
+        # As in the reference, a solver_type that the other class lacks is replaced by its nearest for good.
         kept = {key: value for key, value in options.items() if key != "solver_type"}
         assert {key: back.settings[key] for key in kept} == kept
 
@@ -84,7 +84,7 @@ def test_conversion_chooses_the_settings_that_diffusers_would(one: str, other: s
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("config", [PNDM, DDIM], ids=["PNDM", "DDIM"])
 def test_takes_over_a_checkpoint(name: str, config: dict[str, Any]) -> None:
-    """What people do to a checkpoint: another scheduler from its config, and the first one back."""
+    """Users make another scheduler from a checkpoint's config, and the first one again from that."""
     theirs = getattr(diffusers, name).from_config(config)
     ours = getattr(schedulers, name).from_config(config)
     for steps in (3, 8):
@@ -116,7 +116,7 @@ def test_words_of_related_solvers_mean_the_nearest(name: str, changes: dict[str,
 
 
 def test_deis_means_the_nearest_algorithm() -> None:
-    """With the reference, that takes final_sigmas_type "sigma_min", which the nearest does not need."""
+    """The reference needs final_sigmas_type "sigma_min" for it; the nearest algorithm does not."""
     changes = {"algorithm_type": "deis", "solver_type": "logrho"}
     theirs = diffusers.DPMSolverMultistepScheduler.from_config(PNDM, **changes, final_sigmas_type="sigma_min")
     ours = schedulers.DPMSolverMultistepScheduler.from_config(PNDM, **changes)
@@ -126,7 +126,7 @@ def test_deis_means_the_nearest_algorithm() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_driven_without_a_begin_index(name: str) -> None:
-    """As the reference's text2image does: the first timestep says where the run starts."""
+    """The first timestep is the start of the run, as in the reference's text2image."""
     ours, theirs = getattr(schedulers, name).from_config(PNDM), getattr(diffusers, name).from_config(PNDM)
     for scheduler in (ours, theirs):
         scheduler.set_begin_index = lambda start: None

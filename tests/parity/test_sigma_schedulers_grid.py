@@ -1,4 +1,4 @@
-"""Heun, KDPM2 (plain and ancestral) and LMS against diffusers: every number of whole runs."""
+"""Heun, KDPM2 (plain and ancestral) and LMS compared with diffusers: all numbers of whole runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPACED: list[dict[str, Any]] = [
 
 
 def predictions(name: str) -> list[str]:
-    """The reference's KDPM2 takes no sample prediction."""
+    """Return the prediction types of a scheduler; the reference's KDPM2 takes no sample prediction."""
     return ["epsilon", "v_prediction"] + ([] if name.startswith("KDPM2") else ["sample"])
 
 
@@ -67,13 +67,13 @@ def test_twenty_five_steps(name: str) -> None:
 @pytest.mark.parametrize("karras", [False, True])
 def test_other_training_schedules(name: str, betas: dict[str, Any], karras: bool) -> None:
     if name == STOCHASTIC and betas["beta_schedule"] == "squaredcos_cap_v2" and not karras:
-        return  # NaN in the reference: tested alone below
+        return  # NaN in the reference: tested by itself below
     compare(name, {**betas, "use_karras_sigmas": karras}, (6, 0), originals=True)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_ancestral_steps_from_huge_sigmas_are_numbers() -> None:
-    """The reference's rounding takes the root of something below zero here."""
+    """Here the reference's rounding leads to the root of a negative number."""
     settings = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
     reference = reference_run(getattr(diffusers, STOCHASTIC)(**settings), 6, generator=generators(None))
     assert reference.latents[-1].isnan().all()

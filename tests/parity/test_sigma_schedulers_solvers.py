@@ -1,4 +1,4 @@
-"""DPM-Solver (multistep and singlestep) and UniPC against diffusers: every number of whole runs."""
+"""DPM-Solver (multistep and singlestep) and UniPC compared with diffusers: all numbers of whole runs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MULTISTEP = "DPMSolverMultistepScheduler"
 SINGLESTEP = "DPMSolverSinglestepScheduler"
 UNIPC = "UniPCMultistepScheduler"
 NAMES = [MULTISTEP, SINGLESTEP, UNIPC]
-RUNS = [(1, 0), (2, 1), (7, 0), (7, 3), (16, 0)]  # 15 steps is where DPM-Solver's last steps change
+RUNS = [(1, 0), (2, 1), (7, 0), (7, 3), (16, 0)]  # from 15 steps on, DPM-Solver's last steps differ
 SPACED: list[dict[str, Any]] = [
     {},
     {"use_karras_sigmas": True},
     {"use_exponential_sigmas": True},
     {"use_beta_sigmas": True},
 ]
-ENDS = [("dpmsolver", "sigma_min"), ("sde-dpmsolver", "sigma_min")]  # algorithms and their final sigmas
+ENDS = [("dpmsolver", "sigma_min"), ("sde-dpmsolver", "sigma_min")]  # with final sigmas that they take
 ENDS += list(itertools.product(["dpmsolver++", "sde-dpmsolver++"], ["zero", "sigma_min"]))
 
-# The reference calls these two algorithms deprecated.
+# These two algorithms are deprecated in the reference.
 pytestmark = pytest.mark.filterwarnings("ignore:.*algorithm_type:FutureWarning")
 
 
@@ -40,7 +40,7 @@ def test_whole_runs(name: str, spacing: str, prediction: str) -> None:
     if name != SINGLESTEP:
         settings |= {"timestep_spacing": spacing, "steps_offset": 1}
     elif spacing != "linspace":
-        return  # it knows no other
+        return  # it has no other
     for spaced in [*SPACED, *([{"use_lu_lambdas": True}] if name == MULTISTEP else [])]:
         compare(name, STABLE_DIFFUSION | settings | spaced, *RUNS)
 
@@ -50,7 +50,7 @@ def test_whole_runs(name: str, spacing: str, prediction: str) -> None:
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 def test_multistep_solvers(algorithm: str, end: str, order: int, solver_type: str) -> None:
     if algorithm == "sde-dpmsolver" and order == 3:
-        return  # the reference has no formula for it
+        return  # the reference has no formula for this
     chosen = {"algorithm_type": algorithm, "solver_order": order, "solver_type": solver_type}
     for last in grid(lower_order_final=[True, False], euler_at_final=[True, False]):
         compare(MULTISTEP, STABLE_DIFFUSION | chosen | last | {"final_sigmas_type": end}, *RUNS, rows=2)
@@ -65,7 +65,7 @@ def test_singlestep_solvers(algorithm: str, end: str, order: int, solver_type: s
     chosen = {"algorithm_type": algorithm, "solver_order": order, "solver_type": solver_type}
     for lower in (True, False):
         for steps, start in [(1, 0), (2, 0), (5, 0), (6, 1), (6, 2), (9, 0)]:
-            # One object for each run: the reference's does not forget that a count was uneven.
+            # One object for each run, because the reference's remembers that a count was uneven.
             settings = STABLE_DIFFUSION | chosen | {"lower_order_final": lower, "final_sigmas_type": end}
             compare(SINGLESTEP, settings, (steps, start), rows=2)
 
@@ -79,13 +79,13 @@ def test_unipc_solvers(solver_type: str, order: int, predict_x0: bool) -> None:
         settings = STABLE_DIFFUSION | chosen | {"lower_order_final": lower, "disable_corrector": corrector}
         compare(UNIPC, settings | {"final_sigmas_type": "sigma_min"}, *RUNS)
         if lower and predict_x0 and solver_type == "bh2":
-            compare(UNIPC, settings, *RUNS)  # down to zero, where the others turn into NaN
+            compare(UNIPC, settings, *RUNS)  # ends at zero, where the others become NaN
 
 
 @pytest.mark.parametrize("settings", grid(solver_type=["bh1", "bh2"], lower_order_final=[True, False]))
 def test_unipc_down_to_zero_is_a_picture_where_the_reference_has_none(settings: dict[str, Any]) -> None:
     if settings == {"solver_type": "bh2", "lower_order_final": True}:
-        return  # there it has one
+        return  # here it has one
     theirs = run_diffusers_style(diffusers.UniPCMultistepScheduler(**STABLE_DIFFUSION, **settings), 7)
     assert not theirs.latents[-1].isfinite().all()
     ours = run_plan(schedulers.UniPCMultistepScheduler(**STABLE_DIFFUSION, **settings), 7)
@@ -94,7 +94,7 @@ def test_unipc_down_to_zero_is_a_picture_where_the_reference_has_none(settings: 
 
 
 def test_two_equal_sigmas_at_the_end_change_nothing() -> None:
-    """Karras spacing ends at the final sigma_min already; the reference's heun divides by that distance."""
+    """Karras spacing ends at sigma_min, the final sigma; the reference's heun divides by their distance."""
     settings = {"solver_type": "heun", "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
     theirs = run_diffusers_style(diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION, **settings), 16)
     assert theirs.latents[-1].isnan().all()
@@ -136,7 +136,7 @@ def test_thresholding_of_predicted_noise() -> None:
 
 @pytest.mark.parametrize("name", [MULTISTEP, SINGLESTEP])
 def test_learned_variance_is_left_out(name: str) -> None:
-    """The reference keeps three channels, whatever the latents have: so three here."""
+    """The reference always keeps three channels, so the latents here have three."""
     for algorithm, end in [("dpmsolver++", "zero"), ("dpmsolver", "sigma_min")]:
         settings = {"variance_type": "learned_range", "algorithm_type": algorithm, "final_sigmas_type": end}
         compare(name, STABLE_DIFFUSION | settings, (6, 0), shape=(2, 3, 6, 5), outputs=2)
@@ -168,7 +168,7 @@ def test_other_training_schedules(name: str, betas: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_rounds_where_the_reference_does(name: str, dtype: torch.dtype) -> None:
     exact = one_rounding(dtype)
-    # UniPC's sums are grouped in another way, so one rounding may go the other way.
+    # UniPC's sums are grouped differently, so one value may be rounded differently.
     tolerance = 2 * exact if name == UNIPC else exact
     compare(name, STABLE_DIFFUSION, (6, 0), dtype=dtype, tolerance=tolerance)
 

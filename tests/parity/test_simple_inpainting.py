@@ -1,7 +1,7 @@
-"""The simple inpainting pipeline against the algorithm written out longhand, on the reference's own parts.
+"""The simple inpainting pipeline compared with its algorithm, written out on parts of the reference.
 
-The longhand follows the article that describes it: image2image with one more parameter. Preprocess the
-mask, resize it to the latents, and at the end of each step put the noised original back outside it.
+It follows the article that describes it: image2image with one more parameter. Preprocess the mask, resize it
+to the latents, and at the end of each step restore the noised original outside it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def longhand(
     guidance_scale: float,
     generator: torch.Generator,
 ) -> np.ndarray:
-    """The article's algorithm over an image2image pipeline of the reference."""
+    """Run the article's algorithm with the parts of an image2image pipeline of the reference."""
     prompt_embeds, negative_prompt_embeds = pipeline.encode_prompt(prompt, "cpu", 1, True)
     prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
 
-    # The mask: white to one, resized by nearest neighbour to the size of the latents.
+    # The mask: white becomes one, resized by nearest neighbour to the size of the latents.
     values = torch.from_numpy(np.asarray(mask_image.convert("L"), np.float32) / 255)[None, None]
     height, width = values.shape[-2:]
     factor = pipeline.vae_scale_factor
@@ -44,7 +44,7 @@ def longhand(
     pipeline.scheduler.set_timesteps(num_inference_steps)
     timesteps, _ = pipeline.get_timesteps(num_inference_steps, strength, "cpu")
 
-    # The latents of the given image, and the noise that the process starts from.
+    # The latents of the given image, and the noise at the start.
     pixels = pipeline.image_processor.preprocess(image)
     init_latents = (
         pipeline.vae.encode(pixels).latent_dist.sample(generator) * pipeline.vae.config.scaling_factor
@@ -59,7 +59,7 @@ def longhand(
         predicted = unconditional + guidance_scale * (conditional - unconditional)
         latents = pipeline.scheduler.step(predicted, t, latents).prev_sample
 
-        # Outside the mask: the original, plus the noise needed for this step. Under it: untouched.
+        # Outside the mask the original with the noise of this step; under it no change.
         init_latents_proper = pipeline.scheduler.add_noise(init_latents, noise, torch.tensor([t]))
         hard_mask = (small_mask > 0.5).to(latents.dtype)
         latents = hard_mask * latents + (1 - hard_mask) * init_latents_proper
@@ -102,7 +102,7 @@ def test_against_longhand(
 
 
 def test_the_part_outside_is_the_original_with_a_little_noise(tiny_sd: Path) -> None:
-    """As the article has it; our other pipeline ends with the original itself."""
+    """The article ends so; our other pipeline ends with the original itself."""
     parts = load(retouch, "StableDiffusionImg2ImgPipeline", tiny_sd)
     options = {"image": photo(), "num_inference_steps": 4, "strength": 0.8, "output_type": "latent"}
     hole = {"mask_image": mask((0, 0, 32, 64))}

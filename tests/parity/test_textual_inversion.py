@@ -1,4 +1,4 @@
-"""Learned words in every format against diffusers: whole pictures, and what is left once forgotten."""
+"""Learned words in every format compared with diffusers: whole pictures, and the state after unloading."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_formats(sd: Pair, given: Any, options: dict[str, Any]) -> None:
 
 
 def test_capitals(sd: Pair) -> None:
-    """The tokenizer does not tell them, so the whole word counts. The reference looks for one spelling."""
+    """The tokenizer ignores capitals, so whole words match in all spellings; the reference knows one."""
     loaded(sd, {"<Cat>": vectors(2)})
     found = [picture(sd.ours, prompt) for prompt in ("a <Cat>", "a <cat>", "a <CAT>", "a <Cat> <cat>_1")]
     assert_close(found, lambda: 4 * [picture(sd.theirs, "a <Cat> <Cat>_1")])
@@ -183,7 +183,7 @@ def test_forgetting(sd: Pair) -> None:
     loaded(sd, [{"<cat>": vectors(2)}, {"<dog>": vectors(1, seed=1)}, {"<elk>": vectors(3, seed=2)}])
     with_all = picture(sd.ours, "a <elk> and a <dog>")
     sd.ours.unload_textual_inversion("<cat>")
-    # The reference forgets the first vector alone, and so leaves a word that nobody taught.
+    # The reference removes only the first vector, and so leaves a word that was never learned.
     sd.theirs.unload_textual_inversion(["<cat>", "<cat>_1"])
     assert tokenizer.get_vocab() == sd.theirs.tokenizer.get_vocab()
     assert torch.equal(picture(sd.ours, "a <elk> and a <dog>"), with_all)
@@ -240,6 +240,6 @@ def test_refused(sd: Pair, given: Any, options: dict[str, Any], error: type[Exce
     words = len(sd.ours.tokenizer)
     with pytest.raises(error, match=message):
         sd.ours.load_textual_inversion(given, **options)
-    assert len(sd.ours.tokenizer) == words  # all or nothing
+    assert len(sd.ours.tokenizer) == words  # no word is added if one is refused
     with pytest.raises(InputError, match=r"No word <cat> was learned. Learned are: -"):
         sd.ours.unload_textual_inversion("<cat>")

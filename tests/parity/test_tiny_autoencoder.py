@@ -1,4 +1,4 @@
-"""The tiny autoencoder against the reference's: alone, as files, and as the VAE of a pipeline."""
+"""The tiny autoencoder compared with the reference's: alone, as files, and as the VAE of a pipeline."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_encode_and_decode(settings: dict[str, Any]) -> None:
     ours, theirs = pair(settings)
     pixels = torch.rand(2, 3, 40, 24) * 2 - 1
     assert_close(ours.encode(pixels).latents, lambda: theirs.encode(pixels).latents)
-    latents = 4 * torch.randn(2, ours.config.latent_channels, 5, 3)  # some of them beyond what pictures have
+    latents = 4 * torch.randn(2, ours.config.latent_channels, 5, 3)  # some outside a picture's range
     assert_close(ours.decode(latents).sample, lambda: theirs.decode(latents).sample)
     assert_close(
         ours.decode(latents, return_dict=False)[0], lambda: theirs.decode(latents, return_dict=False)[0]
@@ -61,7 +61,7 @@ def test_there_and_back_through_bytes() -> None:
 
 
 def test_the_published_architecture() -> None:
-    """Of TAESD, for SD and for SDXL: the defaults."""
+    """The defaults are those of TAESD, for SD and for SDXL."""
     ours, theirs = AutoencoderTiny(), diffusers.AutoencoderTiny()
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
@@ -91,7 +91,7 @@ def test_files_of_either_load_in_the_other(tmp_path: Path) -> None:
 
 
 def test_tiles_and_slices() -> None:
-    """The seams are not the reference's, but nothing is far from the picture in one piece."""
+    """The seams differ from the reference's, but no pixel is far from the picture without tiles."""
     ours, _ = pair()
     latents = torch.randn(2, 4, 20, 14)
     whole = ours.decode(latents).sample
@@ -121,7 +121,7 @@ def test_what_it_refuses(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("task", ["text2image", "image2image", "inpaint", "inpaint from noise"])
 def test_in_place_of_the_vae(tiny_sd: Path, task: str) -> None:
-    """The same pixels from the same seed: encoding draws nothing, and latents are not scaled."""
+    """The same seed gives the same pixels: encoding draws no noise, and latents are not scaled."""
     task, _, whole = task.partition(" ")
     name = {
         "text2image": "StableDiffusionPipeline",

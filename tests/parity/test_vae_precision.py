@@ -1,4 +1,4 @@
-"""SDXL's VAE in half precision: computed in the type that its config asks for, and never converted itself."""
+"""SDXL's VAE in half precision: computed in the dtype of its config, and never converted itself."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 def in_half(library: Any, folder: Path, task: str, dtype: torch.dtype, force_upcast: bool) -> Any:
-    """A pipeline of its own, converted part by part: `to` keeps away from float16 on a processor."""
+    """Make a pipeline, and convert its parts one by one, because its `to` avoids float16 on a CPU."""
     made = load(library, XL_NAMES[task], folder)
     if library is retouch:
-        made.optimize(False)  # equal to the bit is what is asked of plain layers
+        made.optimize(False)  # only plain layers are equal to the bit
     parts = {
         name: copy.deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part
         for name, part in made.components.items()
@@ -57,10 +57,10 @@ def picture_of(pipeline: Any, task: str, seed: int = 1) -> torch.Tensor:
 
 
 def computed_in(vae: nn.Module) -> dict[str, set[torch.dtype]]:
-    """What the two halves, or those of a copy, give out from now on."""
+    """Record the outputs of the two halves, or of those of a copy, from now on."""
     seen: dict[str, set[torch.dtype]] = {"encoder": set(), "decoder": set()}
     for name, found in seen.items():
-        # A copy takes its hooks along, and a default argument is not copied.
+        # A copy has the hooks too, and a default argument is not copied.
         def note(module: nn.Module, args: Any, output: torch.Tensor, found: Any = found) -> None:
             found.add(output.dtype)
 
@@ -72,7 +72,7 @@ def computed_in(vae: nn.Module) -> dict[str, set[torch.dtype]]:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("task", CALLS)
 def test_as_the_reference(tiny_sdxl: Path, task: str, dtype: torch.dtype, force_upcast: bool) -> None:
-    """The same types where it counts, and the same picture as far as half precision goes."""
+    """The important dtypes are the same, and the picture within half precision."""
     ours, theirs = (
         in_half(library, tiny_sdxl, task, dtype, force_upcast) for library in (retouch, diffusers)
     )
@@ -82,13 +82,13 @@ def test_as_the_reference(tiny_sdxl: Path, task: str, dtype: torch.dtype, force_
     assert seen[0]["decoder"] == {torch.float32 if force_upcast and dtype == torch.float16 else dtype}
     if task == "text2image":
         assert torch.equal(mine, reference)
-    # A picture comes in another memory layout, for which another kernel rounds otherwise.
+    # A picture has another memory layout, for which another kernel rounds differently.
     assert_close(mine, lambda: picture_of(theirs, task))
     assert (mine - reference).abs().mean() < torch.finfo(dtype).eps
 
 
 class Watch:
-    """Sees whether a module, or one inside it, is ever converted: by polling, and by what is called."""
+    """Detects a conversion of a module, or of one inside it, by polling and by recording calls."""
 
     def __init__(self, module: nn.Module, patch: pytest.MonkeyPatch) -> None:
         self.module, self.seen, self.converted = module, set[torch.dtype](), list[str]()
@@ -161,7 +161,7 @@ def test_offloaded(tiny_sdxl: Path, dtype: torch.dtype, strategy: Any) -> None:
 
 
 def test_a_float32_vae_beside_half_the_rest(tiny_sdxl: Path) -> None:
-    """Nothing is copied or overflows then, and the steps stay in half precision."""
+    """Then nothing is copied or overflows, and the steps stay in half precision."""
     pipeline = in_half(retouch, tiny_sdxl, "inpaint", torch.bfloat16, force_upcast=True)
     pipeline.vae = pipeline.vae.float()
     seen = computed_in(pipeline.vae)
