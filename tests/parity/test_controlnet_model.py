@@ -193,7 +193,7 @@ def test_from_unet(version: int, order: str) -> None:
 def test_from_another_kind_of_unet() -> None:
     unet = UNet2DConditionModel.from_config(tiny_unet().config)
     del unet.mid_block
-    with pytest.raises(ConfigError, match=r"lacks \d+ tensors of a ControlNet's way down, first mid_block"):
+    with pytest.raises(ConfigError, match=r"lacks \d+ tensors of a ControlNet's encoder, first mid_block"):
         ControlNetModel.from_unet(unet)
 
 

@@ -1,8 +1,8 @@
 """Attention over tokens, and the transformer that UNets run at each resolution.
 
-Everything goes through `scaled_dot_product_attention`, which picks a memory-efficient kernel where the device
-has one and takes the softmax in float32 there; so no slicing and no upcasting switch is needed. A prepared
-model has another kernel (prepared/prepare.py).
+All attention is computed by `scaled_dot_product_attention`, which picks a memory-efficient kernel if the
+device has one and computes the softmax in float32 there. So slicing and a switch for upcasting are not
+needed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention from tokens to a context, or among the tokens themselves without one.
 
-    A mask is (batch, 1, tokens, context) and says who may look at what.
+    A mask is (batch, 1, tokens, context) and True where a token may attend to a context token.
     """
 
-    # Takes (batch, heads, tokens, dim_head) and attn_mask; a faster one is put here by preparation.
+    # Takes (batch, heads, tokens, dim_head) and attn_mask. An instance may have a faster one.
     kernel: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(
@@ -97,7 +97,7 @@ class AddedContextAttention(Attention):
 
 
 class GELU(nn.Module):
-    """A linear layer and its activation, as one entry of a checkpoint."""
+    """A linear layer and its activation, which are one entry in a checkpoint."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, activation: type[GEGLU] | type[GELU] = GEGLU) -> None:
         super().__init__()
-        # The empty place is a dropout in the original, and counts in the checkpoint's keys.
+        # The identity is a dropout in the original, and counts in the checkpoint's keys.
         self.net = nn.Sequential(activation(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,14 +149,14 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        # The new summand first: a sum takes its memory layout, and what comes in may be a transposed view.
+        # The new summand first: the sum takes its memory layout, and `tokens` may be a transposed view.
         tokens = self.attn1(self.norm1(tokens), text if self.only_cross_attention else None) + tokens
         tokens = self.attn2(self.norm2(tokens), text) + tokens
         return self.ff(self.norm3(tokens)) + tokens
 
 
 def _projection(channels: int, use_linear: bool) -> nn.Module:
-    # The same map either way; SD 1.x stores it as a convolution, SD 2.x and SDXL as a linear layer.
+    # Both compute the same; SD 1.x stores a convolution, SD 2.x and SDXL a linear layer.
     return nn.Linear(channels, channels) if use_linear else nn.Conv2d(channels, channels, 1)
 
 

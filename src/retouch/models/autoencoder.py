@@ -1,7 +1,7 @@
 """The autoencoder between pixels and latents that Stable Diffusion and SDXL share.
 
-It returns latents as the network makes them: scaling by `config.scaling_factor` is the caller's, and so is
-choosing a dtype where `config.force_upcast` says that half precision overflows.
+It returns unscaled latents. The caller scales and shifts them by the config's factors, and chooses the dtype
+where `config.force_upcast` says that half precision overflows.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _ATTENTION_WEIGHT = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
 
 @dataclass(frozen=True)
 class CoderConfig(Config):
-    """What the autoencoders have in common, under the names and with the defaults of published config.json
-    files. Tuples list one value for each level, in the order in which pixels or latents pass them; the
-    channels start at the finest.
+    """Common settings of the autoencoders, with the names and defaults of published config.json files.
+
+    Tuples list one value for each level, in the order in which pixels or latents pass the levels. The
+    channels start at the finest level.
     """
 
     neutral: ClassVar = {"act_fn": "silu"}
@@ -348,7 +349,7 @@ def attention_spelled_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def tiled(
     run: Callable[[Tensor], Tensor], x: Tensor, tile: int, units: tuple[int, int], overlap: float
 ) -> Tensor:
-    """Run square tiles that overlap by a share of their side, and blend the results where they meet.
+    """Run square tiles that overlap by a share of their side, and blend the results where they overlap.
 
     Sides are in latents. A latent is `units` values wide in `x`, and in the result.
     """
@@ -356,7 +357,7 @@ def tiled(
     shared = min(max(round(tile * overlap), int(overlap > 0)), tile - 1)
     side, stride = tile * unit, (tile - shared) * unit
     seam, kept = shared * unit_out, (tile - shared) * unit_out  # of each result
-    # An incomplete latent at the end begins no tile.
+    # No tile starts in an incomplete latent at the end.
     tops, lefts = (range(0, size // unit * unit, stride) for size in x.shape[-2:])
     strips: list[Tensor] = []
     above: Sequence[Tensor | None] = [None] * len(lefts)

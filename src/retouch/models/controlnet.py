@@ -1,8 +1,7 @@
 """ControlNet ("Adding Conditional Control to Text-to-Image Diffusion Models"): a picture steers a UNet.
 
-A copy of the UNet's way down looks at the control picture as well. What it leaves on the way goes through
-convolutions that start at zero, and is added to what the UNet keeps. When and how strongly that happens is
-not decided here.
+A copy of the UNet's encoder also gets the control picture. Its outputs go through convolutions that start at
+zero, and are added to the UNet's skip connections. The caller decides in which steps and how strongly.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class ControlNetConfig(UNetEncoderConfig):
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     controlnet_conditioning_channel_order: str = "rgb"
-    # Residuals are averaged over the picture: the net says what is in it, and not where ("shuffle").
+    # Average the residuals over the picture: they tell its content without positions ("shuffle").
     global_pool_conditions: bool = False
 
     def __post_init__(self) -> None:
@@ -48,7 +47,7 @@ class ControlNetOutput(NamedTuple):
 
 
 class ControlNetConditioningEmbedding(nn.Module):
-    """A picture at the latents' size and with their features: half the size from each level to the next."""
+    """Convolutions from a picture to features at the latents' size; each level has half the size."""
 
     def __init__(self, in_channels: int, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -108,7 +107,7 @@ class ControlNetModel(Pretrained, UNetEncoder):
             left = [key for key in own if key not in copied and not key.startswith("controlnet_")]
             if left:
                 raise ConfigError(
-                    f"The {type(unet).__name__} lacks {len(left)} tensors of a ControlNet's way down, first "
+                    f"The {type(unet).__name__} lacks {len(left)} tensors of a ControlNet's encoder, first "
                     f"{left[0]}. A UNet2DConditionModel of Stable Diffusion or SDXL is expected."
                 )
             net.load_state_dict(copied, strict=False)
@@ -126,7 +125,7 @@ class ControlNetModel(Pretrained, UNetEncoder):
         guess_mode: bool = False,
         return_dict: bool = True,
     ) -> ControlNetOutput:
-        """Look at (batch, channels, 8 height, 8 width) pictures beside (batch, 4, height, width) latents.
+        """Return the residuals for (batch, 4, height, width) latents and pictures of eight times that size.
 
         In `guess_mode` fine levels count less: a tenth of `conditioning_scale` at the finest, all of it in
         the middle.
@@ -154,7 +153,9 @@ class MultiControlNetModel(nn.Module):
     def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
         super().__init__()
         if not controlnets:
-            raise InputError("controlnet is an empty list. Give at least one ControlNetModel.")
+            raise InputError(
+                "controlnet is an empty list. Give at least one ControlNetModel.", parameter="controlnet"
+            )
         self.nets = nn.ModuleList(controlnets)
 
     def forward(

@@ -1,8 +1,8 @@
 """IP-Adapter: attention to images next to that to the text, added to a UNet from outside.
 
 The UNet's attention to text becomes `ImagePromptAttention`, and `encoder_hid_proj` turns image embeddings
-into the tokens that it attends to. What is added is no part of the state dict, so a UNet is saved and loaded
-as without. How much each image counts, and where, comes with every evaluation as a `Weighting`.
+into the tokens that it attends to. The added tensors are not in the state dict, so the UNet is saved and
+loaded without them. Each call of the UNet gets the scale and the masks of the images as a `Weighting`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class Weighting:
         """Return a mask at the resolution of a layer: (1, images, pixels)."""
         if (adapter, pixels) not in self._shrunk:
             height, width = self.size
-            while height * width > pixels:  # as convolutions of stride two go down
+            while height * width > pixels:  # as convolutions of stride two do
                 height, width = -(-height // 2), -(-width // 2)
             if height * width != pixels:
                 raise InputError(
                     f"ip_adapter_masks are for latents of {self.size}, and a layer sees {pixels} of their "
-                    "pixels. Masks do not go with tile_size or other windows; leave one of them out."
+                    "pixels. Masks cannot be used with tile_size or other windows; leave one of them out.",
+                    parameter="ip_adapter_masks",
                 )
             shrunk = F.interpolate(mask.float(), size=(height, width), mode="bicubic")
             self._shrunk[adapter, pixels] = shrunk.flatten(2)
@@ -84,7 +85,8 @@ def check_scales(unet: nn.Module, scales: Sequence[Any]) -> None:
     if len(scales) != count:
         raise InputError(
             f"scale has {len(scales)} entries for {count} IP-Adapters. Give one number for all, or a list "
-            "with one for each adapter."
+            "with one for each adapter.",
+            parameter="scale",
         )
     layers = [layer.layer for layer in _adapted(unet)]
     for scale in scales:
@@ -100,7 +102,8 @@ def check_scales(unet: nn.Module, scales: Sequence[Any]) -> None:
             raise InputError(
                 f"scale is {scale!r:.120}. A finite number is accepted, a list with one for each image that "
                 'has a mask, or a mapping by block: {"down": {"block_2": [0.0, 1.0]}, "mid": 0.5, '
-                '"up": ...}, with one number for each attention of a block. Give one of these.'
+                '"up": ...}, with one number for each attention of a block. Give one of these.',
+                parameter="scale",
             )
 
 
@@ -132,7 +135,7 @@ class Context:
 
 
 class ImagePromptAttention(Attention):
-    """Attention to the text, and with the same queries to images."""
+    """Attention to the text, and to images with the same queries."""
 
     layer: str
     to_k_ip: nn.ModuleList
@@ -157,7 +160,7 @@ class ImagePrompts(nn.Module):
         self.scales: list[Any] = [1.0] * len(layers)  # for calls that bring no weighting
 
     def forward(self, text: Tensor, embeds: Sequence[Tensor], weighting: Weighting | None = None) -> Context:
-        """`embeds` has (rows, images, ...) for each adapter.
+        """Return the context of the text and of `embeds`: (rows, images, ...) for each adapter.
 
         A callback may have turned guidance off, which leaves only the text of the positive half.
         """
@@ -194,7 +197,7 @@ def projections(unet: nn.Module) -> list[Any]:
 
 
 def attach(unet: nn.Module, files: Sequence[IPAdapterFile]) -> None:
-    """Put adapters into a UNet, in place of those that are there. Nothing changes if one does not fit."""
+    """Put adapters into a UNet in place of its present ones. If one does not fit, nothing changes."""
     layers = _cross_attentions(unet)
     modules = [image_tokens(file) for file in files]
     for file, module in zip(files, modules, strict=True):

@@ -1,8 +1,8 @@
 """LoRA: low-rank updates of the layers of a model, added and removed from outside.
 
-A layer with updates stays where it is and keeps its weights: its class becomes one of those below, which add
-the updates to what the layer returns. The updates are no part of the state dict, so a model is saved and
-loaded as without them. Models of transformers, whose layers are torch's too, are served alike.
+A layer with updates keeps its object and its weights: only its class changes, to one that adds the updates to
+the layer's output. The updates are not in the state dict, so a model is saved and loaded without them. This
+works for transformers' models too, because their layers are torch's.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ class LoRAConv2d(_Adapted, nn.Conv2d):
         return y + scale * F.conv2d(self._conv_forward(x, self.lora_down, None), self.lora_up)
 
 
-# Class of a layer without updates -> class of the same layer with updates.
+# Class of a layer without updates -> class with updates.
 _ADAPTED: dict[type[nn.Module], Any] = {}
 _PLAIN: dict[type[nn.Module], Any] = {}
 
 
 def register(plain: type[nn.Module], adapted: type[nn.Module]) -> None:
-    """Let layers of exactly the class `plain` take updates: with some, they become of class `adapted`."""
+    """Let layers of exactly the class `plain` get updates, by a change to the class `adapted`."""
     _ADAPTED[plain], _PLAIN[adapted] = adapted, plain
 
 

@@ -1,7 +1,7 @@
 """Kandinsky's autoencoder, MOVQ (arXiv:2209.09002): a decoder whose norms depend on the latents.
 
-Kandinsky 2.2 works on its latents as they are, before the codebook and unscaled; `quantize` is there for
-whoever wants the nearest entries of the codebook.
+Kandinsky 2.2 uses the latents unscaled and before the codebook; `quantize` replaces them by the nearest
+entries of the codebook.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class SpatialNorm(nn.Module):
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
-        self.norm_layer = nn.GroupNorm(
-            32, channels, eps=1e-6
-        )  # always 32 groups; the config does not change it
+        self.norm_layer = nn.GroupNorm(32, channels, eps=1e-6)  # 32 groups, whatever the config says
         self.conv_y = nn.Conv2d(latent_channels, channels, 1)
         self.conv_b = nn.Conv2d(latent_channels, channels, 1)
 

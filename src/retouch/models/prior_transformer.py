@@ -1,7 +1,7 @@
 """The diffusion prior of Kandinsky 2.2: from a prompt to an image embedding (arXiv:2204.06125, section 2.2).
 
 A causal transformer over the text's states, the text's embedding, the timestep, the noisy image embedding and
-a last token whose answer is the prediction. It knows nothing of guidance and schedules.
+a last token, whose output is the prediction. It knows nothing of guidance and schedules.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PriorTransformer(Pretrained, nn.Module):
 
         `proj_embedding` is the text's embedding (batch, width), `encoder_hidden_states` its states
         (batch, tokens, width). `attention_mask` (batch, tokens) is True at the tokens that are not padding;
-        without it every token sees every other.
+        without it all tokens attend to each other.
         """
         rows = hidden_states.shape[0]
         timesteps = torch.as_tensor(timestep, device=hidden_states.device).expand(rows)
@@ -117,7 +117,7 @@ class PriorTransformer(Pretrained, nn.Module):
 
     @staticmethod
     def _visible(is_text: Tensor, count: int) -> Tensor:
-        """Return the mask (batch, 1, count, count): a token sees itself and earlier ones except padding."""
+        """Return a mask (batch, 1, count, count): no token attends to later ones or to padding."""
         seen = nn.functional.pad(is_text, (0, count - is_text.shape[1]), value=True)
         every = torch.ones(count, count, dtype=torch.bool, device=is_text.device)
         return (seen[:, None] & every.tril() | every.tril().triu())[:, None]

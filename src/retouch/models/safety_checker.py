@@ -1,7 +1,7 @@
 """The safety checker of Stable Diffusion 1.x: it reports whether a picture resembles one of 17 concepts.
 
-It only reports; the caller decides about a flagged picture. It derives from transformers'
-base class because its vision tower and its file are of that library.
+It only reports; the caller decides about a flagged picture. It derives from transformers' base class because
+its vision tower and its file are of that library.
 """
 
 from __future__ import annotations

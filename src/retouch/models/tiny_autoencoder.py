@@ -1,7 +1,7 @@
 """The tiny autoencoder (TAESD): a few narrow convolutions that were trained to imitate the large one.
 
-For previews, or in place of a pipeline's VAE. There is no distribution of latents: encoding gives the latents
-themselves, and those are as diffusion models have them, so nothing has to be scaled.
+For previews, or in place of a pipeline's VAE. Encoding returns latents, not a distribution, and they need no
+scaling.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from retouch.models.autoencoder import DecoderOutput, InParts
 
 @dataclass(frozen=True)
 class AutoencoderTinyConfig(Config):
-    """The settings, with the names and defaults of published config.json files. Tuples list one value
-    for each level, in the order in which pixels or latents pass them.
+    """The settings, with the names and defaults of published config.json files.
+
+    Tuples list one value for each level, in the order in which pixels or latents pass the levels.
     """
 
     neutral: ClassVar = {"act_fn": "relu", "upsample_fn": "nearest"}
@@ -112,7 +113,7 @@ class DecoderTiny(nn.Module):
         self.layers = nn.Sequential(*layers, *_blocks(width, last), _convolution(width, config.out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Latents beyond 3 are rare in pictures, and common in what is mostly noise.
+        # Latents beyond 3 are rare in pictures, and common while there is much noise.
         return self.layers(3 * (x / 3).tanh()) * 2 - 1
 
 

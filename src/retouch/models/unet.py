@@ -1,7 +1,7 @@
 """The UNet that predicts noise: Stable Diffusion 1.x and 2.x, SDXL and its refiner, Kandinsky 2.2's decoder.
 
-Given noisy latents, a timestep and what the picture should show, it returns its prediction. It knows nothing
-of guidance, schedules or masks.
+It predicts from noisy latents, a timestep and the conditioning. It knows nothing of guidance, schedules or
+masks.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
 
         `timestep` is one for all or one per row. A model conditioned on an image embedding takes it in
         `added_cond_kwargs`, and no `encoder_hidden_states`; one with IP-Adapters takes both, and a list of
-        embeddings. The residuals are a ControlNet's: one for each
-        kept tensor, in the order of the way down, and one for the middle. With `deep`, which an earlier call
-        returned for `return_deep`, the finest level alone is computed.
+        embeddings. A ControlNet's residuals are one for each skip connection, in the encoder's order, and one
+        for the middle. With `deep`, which an earlier call returned for `return_deep`, only the finest level
+        is computed.
         """
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         context = self.context(encoder_hidden_states, added_cond_kwargs)
@@ -103,7 +103,7 @@ class UNet2DConditionModel(Pretrained, UNetEncoder):
                 x = x + mid_block_additional_residual
         else:
             _, outputs = self.down_blocks[0](x, temb, context)
-            kept = [x, *outputs[: self.config.per_level("layers_per_block")[0]]]  # not what leads downwards
+            kept = [x, *outputs[: self.config.per_level("layers_per_block")[0]]]  # without the downsampler's
         if down_block_additional_residuals is not None:
             pairs = zip(kept, down_block_additional_residuals, strict=deep is None)
             kept = [skip + extra for skip, extra in pairs]

@@ -1,9 +1,7 @@
-"""The blocks of a UNet: one per resolution in the encoder, one in the middle, one per resolution in the
-decoder.
+"""The blocks of a UNet: for each resolution one in the encoder and one in the decoder, and one in the middle.
 
-A block is built from a `Level` and found by the name that configs use. Every block takes the same arguments,
-whether it attends to a context (the text's states, or an image embedding's) or not, so the UNet need not know
-which is which.
+A block is built from a `Level` and found by the name that configs use. All blocks take the same arguments,
+whether they attend to a context (the text's states, or those of an image embedding) or not.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ class Level:
     groups: int
     eps: float
     downsample_padding: int
-    # Two readings, as published configs have it: the number of heads of a transformer, and the width of a
-    # head of the simple attention blocks.
+    # Published configs use it for two numbers: the heads of a transformer, and the width of a head in the
+    # simple attention blocks.
     attention_head_dim: int
     transformer_layers: int
     cross_attention_dim: int
@@ -130,7 +128,7 @@ class CrossAttnDownBlock2D(DownBlock2D):
 
 
 class SimpleCrossAttnDownBlock2D(ResnetDownsampleBlock2D, CrossAttnDownBlock2D):
-    """A resampling block with attention alone, without a whole transformer, after each residual block."""
+    """Residual blocks that also resample, with attention (no whole transformer) after each."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()
@@ -166,7 +164,7 @@ class UNetMidBlock2DCrossAttn(nn.Module):
 
 
 class UNetMidBlock2DSimpleCrossAttn(UNetMidBlock2DCrossAttn):
-    """Attention alone, without a whole transformer, between two residual blocks."""
+    """Attention (no whole transformer) between two residual blocks, at the coarsest resolution."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()
@@ -221,7 +219,7 @@ class CrossAttnUpBlock2D(UpBlock2D):
 
 
 class SimpleCrossAttnUpBlock2D(ResnetUpsampleBlock2D, CrossAttnUpBlock2D):
-    """A resampling block with attention alone, without a whole transformer, after each residual block."""
+    """Residual blocks that also resample, with attention (no whole transformer) after each."""
 
     def new_attention(self, level: Level) -> nn.Module:
         return level.simple_attention()

@@ -181,16 +181,17 @@ class UNetEncoder(nn.Module):
         self.mid_block = MID_BLOCKS[config.mid_block_type](coarsest) if config.mid_block_type else None
 
     def context(self, text: Tensor | None, added_cond_kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Return what the blocks attend to: the text's states, tokens of an image embedding, or both.
+        """Return the context that the blocks attend to: the text's states, tokens of an image, or both.
 
-        Both are an IP-Adapter's doing, which puts `encoder_hid_proj` and what understands it into the model.
+        Both need an IP-Adapter, which puts `encoder_hid_proj` and matching attention layers into the model.
         """
         if isinstance(self.encoder_hid_proj, ImageProjection):
             return self.encoder_hid_proj(*_added(added_cond_kwargs, "image_embeds"))
         if text is None:
             raise InputError(
-                "encoder_hidden_states was not given, but this model attends to the text's states. Pass what "
-                "the text encoder returns."
+                "encoder_hidden_states was not given, but this model attends to the text's states. Pass the "
+                "text encoder's output.",
+                parameter="encoder_hidden_states",
             )
         if self.encoder_hid_proj is not None:
             (embeds,) = _added(added_cond_kwargs, "image_embeds")
@@ -214,15 +215,16 @@ class UNetEncoder(nn.Module):
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the embedding for all residual blocks: of the timestep, and of what the family adds to it.
+        """Return the embedding of the timestep for all residual blocks, with the family's additions.
 
-        That is the pooled text and the sizes for SDXL, the image embedding for Kandinsky 2.2. One row, if
-        there is nothing in which the picture's rows differ.
+        SDXL adds the pooled text and the sizes, Kandinsky 2.2 the image embedding. The result has one row if
+        it is the same for all rows of the batch.
         """
         if timestep_cond is not None and self.time_embedding.cond_proj is None:
             raise InputError(
                 "timestep_cond was given, but this model's time_cond_proj_dim is None: it is not distilled "
-                "to take the guidance scale as an input. Leave timestep_cond out."
+                "to take the guidance scale as an input. Leave timestep_cond out.",
+                parameter="timestep_cond",
             )
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         waves = self._sinusoids(timesteps, self.conv_in.out_channels, sample.dtype)
@@ -254,6 +256,7 @@ def _added(given: Mapping[str, Tensor] | None, *names: str) -> list[Tensor]:
         needed = " and ".join(f"{name} ({_ADDED[name]})" for name in names)
         raise InputError(
             f"added_cond_kwargs has {', '.join(given) or 'nothing'}, but this model needs {needed}. Pass "
-            "them, as its family's pipelines do."
+            "them, as its family's pipelines do.",
+            parameter="added_cond_kwargs",
         )
     return [given[name] for name in names]
