@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from retouch.images.crops import crops
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
-from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_photo_mask
 from retouch.images.overlay import apply_overlay
 from retouch.images.seam import seam_score
 
@@ -100,7 +100,7 @@ def overlay(blur: float) -> Callable[..., Image.Image]:
 
 
 def padding_mask_crop(photo: Image.Image, mask: Image.Image, model: Model) -> Image.Image:
-    box = Mask.of_photo(mask, photo.size).crop_region(WORKING, WORKING, pad=32)
+    box = read_photo_mask(mask, photo.size).crop_region(WORKING, WORKING, pad=32)
     size = (WORKING, WORKING)
     pixels = np.asarray(photo.crop(box).resize(size, Image.Resampling.LANCZOS))
     hole = repainted(np.asarray(mask.crop(box)) / 255, size)
@@ -109,7 +109,7 @@ def padding_mask_crop(photo: Image.Image, mask: Image.Image, model: Model) -> Im
 
 def ours(method: str, feather: float | None = None) -> Callable[..., Image.Image]:
     def way(photo: Image.Image, mask: Image.Image, model: Model) -> Image.Image:
-        result, whole_mask = np.array(photo), Mask.of_photo(mask, photo.size)
+        result, whole_mask = np.array(photo), read_photo_mask(mask, photo.size)
         for crop in crops(whole_mask, WORKING, feather=feather or 0):
             given, inside = crop.of(result), whole_mask.cropped(crop.box)
             width = max(1.0, 0.02 * max(crop.size)) if feather is None else feather
@@ -180,7 +180,7 @@ def from_folder(folder: Path) -> dict[str, tuple[Image.Image, Image.Image]]:
 
 
 def worst_seam(result: Image.Image, photo: Image.Image, mask: Image.Image) -> float:
-    middle = Mask.of_photo(mask, photo.size, grow=0.01 * max(photo.size))
+    middle = read_photo_mask(mask, photo.size, grow=0.01 * max(photo.size))
     return max(seam_score(result, mask), seam_score(result, middle))
 
 

@@ -129,7 +129,7 @@ def another_picture(names: Names) -> None:
 OPEN = """
 import torch
 from diffusers import AutoPipelineForInpainting
-from diffusers.utils import load_image
+from diffusers.utils import load_image, make_image_grid
 pipeline = AutoPipelineForInpainting.from_pretrained("{name}", torch_dtype=torch.float16, variant="fp16")
 pipeline.enable_model_cpu_offload()
 pipeline.enable_xformers_memory_efficient_attention()

@@ -97,11 +97,11 @@ def test_the_preview_shows_the_mask_in_red(photo: np.ndarray) -> None:
 
 
 def test_the_mask_is_one_for_inpaint_and_erase() -> None:
-    from retouch.images.mask import Mask
+    from retouch.images.mask_reading import read_photo_mask
 
     answer = answered("mask", "photo.png", "--ellipse", "30,20,90,80")
     assert answer["output"] == "photo-mask.png" and answer["preview"] is None
-    mask = Mask.of_photo("photo-mask.png", SIZE)
+    mask = read_photo_mask("photo-mask.png", SIZE)
     assert (list(mask.box), mask.coverage) == (answer["box"], answer["coverage"])
     assert answer["box"] == [30, 20, 90, 80]
 

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 
 from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_masks
 from retouch.images.overlay import apply_overlay
 from retouch.images.processor import VaeImageProcessor
 from retouch.images.sizes import crop_to, pad_pixels, resize_picture
@@ -113,7 +114,7 @@ def test_hardening_is_idempotent_and_leaves_the_input_alone(height: int, width: 
 def test_a_mask_says_the_same_in_every_form(height: int, width: int, seed: int) -> None:
     levels = noise(seed, height, width)
     assume(levels.max() > 1)
-    (expected,) = Mask.read(Image.fromarray(levels))
+    (expected,) = read_masks(Image.fromarray(levels))
     fractions = levels.astype(np.float32) / 255
     for form in (
         levels,
@@ -122,11 +123,11 @@ def test_a_mask_says_the_same_in_every_form(height: int, width: int, seed: int) 
         Image.fromarray(levels.astype(np.uint16) * 257),
         expected.image(),
     ):
-        (mask,) = Mask.read(form)
+        (mask,) = read_masks(form)
         np.testing.assert_array_equal(mask.levels, expected.levels)
     hard = expected.hardened()
     for form in (hard.hard, Image.fromarray(hard.hard), hard.image(), hard.tensor()):
-        (mask,) = Mask.read(form)
+        (mask,) = read_masks(form)
         np.testing.assert_array_equal(mask.levels, hard.levels)
 
 

@@ -108,12 +108,12 @@ def compare(
     check_targets([target] if table is None else [target, table], overwrite=overwrite)
 
     from retouch.editing.compare import compare as compared
-    from retouch.images.mask import Mask
+    from retouch.images.mask_reading import read_photo_mask
     from retouch.images.photo import Photo, check_holds
 
     check_holds(target, "RGB")
     picture = Photo.open(photo)
-    read = Mask.of_photo(as_mask(mask), picture.size)
+    read = read_photo_mask(as_mask(mask), picture.size)
     names = model or [model_or_builtin(os.environ.get("RETOUCH_MODEL"))]
     samplers = varied.pop("scheduler", fixed.pop("scheduler", [None]))
     where = Model(None, variant, device, dtype, pickled)

@@ -73,7 +73,7 @@ def mask(
 
     from retouch.editing.options import Options
     from retouch.images import selection
-    from retouch.images.mask import Mask
+    from retouch.images.mask_reading import read_photo_mask
     from retouch.images.photo import Photo, check_holds
 
     Options.of(grow=grow, feather=feather)
@@ -88,7 +88,7 @@ def mask(
         parts += [selection.object_in(pixels, each) for each in objects]
     if alpha:
         parts.append(selection.transparent(opened.image))
-    marked = Mask.of_photo(parts, opened.size, invert=invert, grow=grow)
+    marked = read_photo_mask(parts, opened.size, invert=invert, grow=grow)
     grey = (marked.softened(feather) if feather else marked).image()
     with written(target) as temporary:
         grey.save(temporary)

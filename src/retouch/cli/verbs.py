@@ -178,7 +178,7 @@ def _inputs(
     from retouch.editing.models import resolve
     from retouch.editing.options import Options
     from retouch.images.files import load_image
-    from retouch.images.mask import Mask
+    from retouch.images.mask_reading import read_photo_mask
     from retouch.images.photo import Photo, check_holds
 
     Options.of(**options)
@@ -196,7 +196,7 @@ def _inputs(
         except InputError as error:
             raise InputError(str(error), parameter="mask") from error
     reading = ("mask_mode", "invert", "grow", "fit_mask")
-    Mask.of_photo(where, picture.size, **{name: options[name] for name in reading if name in options})
+    read_photo_mask(where, picture.size, **{name: options[name] for name in reading if name in options})
     return picture, where
 
 

@@ -22,6 +22,7 @@ from retouch.errors import InputError
 from retouch.images.crops import context_in_pixels
 from retouch.images.files import load_image
 from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_masks
 from retouch.images.seam import change, seam_score
 from retouch.pipelines.pipeline import Pipeline
 
@@ -88,7 +89,7 @@ def compare(
     are not given are the checkpoint's defaults, where it has some.
     """
     picture = load_image(image)
-    read = mask if isinstance(mask, Mask) else Mask.read(load_image(mask), "mask")[0]
+    read = mask if isinstance(mask, Mask) else read_masks(load_image(mask), "mask")[0]
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     columns = _columns(_loaded(pipelines), vary or {})

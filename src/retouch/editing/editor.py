@@ -24,7 +24,7 @@ from retouch.editing.settings import scheduler_named
 from retouch.editing.speed import preset
 from retouch.errors import InputError
 from retouch.images.crops import crops
-from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_photo_mask
 from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.progress import Recording
@@ -142,7 +142,7 @@ class Editor:
         pipeline = self._pipeline_for(options)
         recording = Recording.wanted(options.record)
         working = options.size or pipeline.default_size
-        read = Mask.of_photo(
+        read = read_photo_mask(
             mask,
             photo.size,
             mask_mode=options.mask_mode,

@@ -19,7 +19,7 @@ from retouch.families.call import check_interval
 from retouch.images.crops import context_in_pixels
 from retouch.images.fill import Fill
 from retouch.images.join import Method
-from retouch.images.mask import MaskMode
+from retouch.images.mask_reading import MaskMode
 
 Margins = tuple[int, int, int, int]  # left, top, right, bottom
 

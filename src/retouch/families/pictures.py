@@ -20,6 +20,7 @@ from retouch.errors import InputError
 from retouch.families.call import Call
 from retouch.families.latents import LatentLayout
 from retouch.images.mask import Box, Mask
+from retouch.images.mask_reading import read_masks
 from retouch.images.modes import plain_rgb
 from retouch.images.processor import VaeImageProcessor
 from retouch.images.sizes import pad_pixels
@@ -27,15 +28,13 @@ from retouch.images.sizes import pad_pixels
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pixels and masks that a run works on. `pixels` is in [-1, 1]; `mask` in [0, 1] with 1 = repaint."""
+    """The pixels and masks that a run works on. `pixels` is in [-1, 1]; masks have the working size."""
 
     height: int
     width: int
     pixels: Tensor | None = None  # (pictures, 3, height, width)
-    latents: Tensor | None = (
-        None  # (pictures, channels, height/stride, width/stride), if the caller gave latents
-    )
-    mask: Tensor | None = None  # (masks, 1, height, width)
+    latents: Tensor | None = None  # (pictures, channels, height/stride, width/stride), if they were given
+    masks: Sequence[Mask] = ()  # one for all pictures, or one for each
     cut: tuple[int, int] | None = None  # the picture's own size, if the working size is larger
     pastes: Sequence[tuple[Image.Image, Mask, Box]] = field(default=())  # original, mask, crop
     control: Sequence[Tensor] = field(default=())  # for each ControlNet (pictures, channels, height, width)
@@ -43,9 +42,7 @@ class Pictures:
     @property
     def count(self) -> int:
         """The number of different pictures or masks."""
-        return max(
-            [len(part) for part in (self.pixels, self.latents, self.mask) if part is not None], default=1
-        )
+        return max([1, *(len(part) for part in (self.pixels, self.latents, self.masks) if part is not None)])
 
     @property
     def batch(self) -> int:
@@ -53,35 +50,28 @@ class Pictures:
         return max([self.count, *map(len, self.control)])
 
     @property
-    def hard_mask(self) -> Tensor:
-        """The mask for a model's mask channel: 0 or 1."""
-        assert self.mask is not None
-        return (self.mask >= 0.5).to(self.mask.dtype)
-
-    @property
-    def soft_rows(self) -> Tensor:
-        """True for each mask that has greys."""
-        assert self.mask is not None
-        return ((self.mask > 0) & (self.mask < 1)).flatten(1).any(dim=1)
+    def hard_masks(self) -> Sequence[Mask]:
+        """The masks for a model's mask channel: 0 or 1."""
+        return [mask.hardened() for mask in self.masks]
 
     @property
     def is_soft(self) -> bool:
         """True if any mask has greys."""
-        return self.mask is not None and bool(self.soft_rows.any())
+        return any(mask.is_soft for mask in self.masks)
 
 
 def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, default_size: int) -> Pictures:
     """Check a call's pictures and masks against each other and bring them to one working size."""
     if call.image is None:
         return Pictures(call.height or default_size, call.width or default_size)
-    images = [_readable(image, layout.channels) for image in as_list(call.image)]
+    images = [_readable(image, layout) for image in as_list(call.image)]
     if not images:
         raise InputError("image is an empty list. Give at least one picture.", parameter="image")
     is_latent = _are_latents(images, layout.channels)
     scale = layout.stride if is_latent else 1
     sizes = [(height * scale, width * scale) for height, width in map(size_of, images)]
     free_size = call.height is None and call.width is None
-    masks = [] if call.mask_image is None else Mask.read(call.mask_image)
+    masks = [] if call.mask_image is None else read_masks(call.mask_image)
     if masks and len(images) > 1 and len(masks) not in (1, len(images)):
         raise InputError(
             f"{len(masks)} masks were given for {len(images)} pictures. Give one mask for all, or one for "
@@ -105,7 +95,7 @@ def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, defa
         for wanted, filled in zip((call.height, call.width), layout.filled_up(*own), strict=True)
     )
     cut = own if free_size and own != (height, width) else None
-    pixels = latents = mask = None
+    pixels = latents = None
     if is_latent:
         latents = torch.stack([image.as_subclass(Tensor) for image in images])
         if (height, width) != own:
@@ -118,10 +108,9 @@ def arrange(call: Call, processor: VaeImageProcessor, layout: LatentLayout, defa
         fit = VaeImageProcessor(vae_scale_factor=layout.multiple, do_resize=False) if cut else processor
         pixels = fit.preprocess(images, height=height, width=width)
         pixels = pad_pixels(pixels, layout.multiple).expand(-1, 3, -1, -1)
-    if masks:
-        target = own if free_size else (height, width)
-        mask = torch.cat([_at_size(mask, call, layout, target).tensor() for mask in masks])
-    return Pictures(height, width, pixels, latents, mask, cut)
+    target = own if free_size else (height, width)
+    masks = [_at_size(mask, call, layout, target) for mask in masks]
+    return Pictures(height, width, pixels, latents, masks, cut)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -142,7 +131,7 @@ def size_of(picture: Any) -> tuple[int, int]:
     return int(picture.shape[0]), int(picture.shape[1])
 
 
-def _readable(image: Any, latent_channels: int) -> Any:
+def _readable(image: Any, layout: LatentLayout) -> Any:
     """Return a picture that the processor reads; refuse transparency and unknown forms."""
     if isinstance(image, Image.Image):
         return plain_rgb(image, "image")
@@ -155,11 +144,11 @@ def _readable(image: Any, latent_channels: int) -> Any:
             )
         return image
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3, latent_channels):
+        if image.ndim != 3 or image.shape[0] not in (1, 3, layout.channels):
             raise InputError(
                 f"image is a tensor of shape {tuple(image.shape)}. Accepted are (3, height, width) pixels in "
-                f"[0, 1] or ({latent_channels}, height/8, width/8) latents, with or without a batch in "
-                f"front.",
+                f"[0, 1] or ({layout.channels}, height/{layout.stride}, width/{layout.stride}) latents, with "
+                "or without a batch in front.",
                 parameter="image",
             )
         if image.shape[0] == 4 and bool((image >= 0).all()) and 0 < float(image.detach().max()) <= 1:
@@ -250,6 +239,6 @@ def _cropped(
         pixels.append(
             processor.preprocess(image, height=height, width=width, resize_mode="fill", crops_coords=box)
         )
-        repaint.append(_at_size(mask, call, layout, (height, width), box).tensor())
+        repaint.append(_at_size(mask, call, layout, (height, width), box))
         pastes.append((image, mask, box))
-    return Pictures(height, width, torch.cat(pixels), None, torch.cat(repaint), pastes=pastes)
+    return Pictures(height, width, torch.cat(pixels), None, repaint, pastes=pastes)

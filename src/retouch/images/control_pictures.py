@@ -22,9 +22,9 @@ def make_inpaint_condition(image: Image.Image, mask: Image.Image) -> Tensor:
     """Return the picture as (1, 3, height, width) values from 0 to 1, with -1 where the mask is white."""
     import torch  # takes a second, which callers that only open pictures need not spend
 
-    from retouch.images.mask import Mask
+    from retouch.images.mask_reading import read_masks
 
-    picture, (read, *_) = plain_rgb(image), Mask.read(mask)
+    picture, (read, *_) = plain_rgb(image), read_masks(mask)
     if picture.size != read.size:
         raise InputError(
             f"mask_image is {read.width}x{read.height} but image is {picture.width}x{picture.height}. They "

@@ -1,31 +1,26 @@
 """The mask: which pixels of a photo are repainted, and how much.
 
-A mask is read once, from whatever form people give, and stays one `Mask` from there on. Each rule about masks
-has its one definition here: snapping, hardening, growing, feathering, resizing, and the way to a latent grid.
+A mask is read once (mask_reading.py) and stays one `Mask` from there on. Each rule about masks has its one
+definition here: snapping, hardening, growing, feathering, resizing, and the way to a latent grid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from retouch.errors import InputError
-from retouch.images.files import load_image
-from retouch.images.modes import deep_values, eight_bit, is_deep, luminance, require_picture
 from retouch.images.sizes import fill_pixels, require_size, resize_picture
-from retouch.images.values import brightness
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
-MaskMode = Literal["auto", "luma", "alpha"]
 Resampling = Literal["lanczos", "bilinear", "nearest-exact", "nearest"]
 
 # Levels this close to black or white count as such: a JPEG's black is full of specks.
@@ -46,179 +41,6 @@ class Mask:
 
     levels: np.ndarray
     resampling: Resampling = "bilinear"
-
-    @classmethod
-    def read(cls, value: Any, parameter: str = "mask_image") -> list[Mask]:
-        """Read the masks of a pipeline call: PIL pictures, arrays, tensors, batches or lists of them.
-
-        A picture counts by its luminance. Arrays are (h, w), (batch, h, w), (h, w, 1 or 3) or
-        (batch, h, w, 1 or 3); tensors (h, w), (batch, h, w) or (batch, 1 or 3, h, w). Floats run from 0 to 1;
-        integers from 0 to 255 (uint16 to 65535), except that an integer mask whose largest value is 1 holds
-        0/1 flags.
-        """
-        if isinstance(value, Mask):
-            return [value]
-        if isinstance(value, list | tuple):
-            if not value:
-                raise InputError(
-                    f"{parameter} is an empty list. One mask, or one for each picture, is accepted. Pass at "
-                    "least one.",
-                    parameter=parameter,
-                )
-            return [mask for item in value for mask in cls.read(item, parameter)]
-        if isinstance(value, Image.Image):
-            return [cls._of_picture(value, parameter)]
-        batch = brightness(value, parameter).detach().float().cpu()
-        return [cls(snapped(levels), "nearest") for levels in batch[:, 0].numpy()]
-
-    @classmethod
-    def of_photo(
-        cls,
-        value: Any,
-        size: tuple[int, int],
-        *,
-        mask_mode: MaskMode = "auto",
-        invert: bool = False,
-        grow: float = 0,
-        fit_mask: bool = False,
-    ) -> Mask:
-        """Read the mask of an edit of a photo of `size` (width, height).
-
-        `value` is a picture or its path (white is repainted; with transparency, `mask_mode` must say whether
-        the brightness or the alpha is meant), a boolean or 0..1 or 0..255 array, a box (left, top, right,
-        bottom), a polygon [(x, y), ...], or a list of these. `grow` widens it by that many pixels, or shrinks
-        it if negative. A mask that keeps or repaints everything is refused.
-        """
-        mask = cls._of_anything(value, size, mask_mode, fit_mask)
-        if invert:
-            mask = mask.inverted()
-        if mask.is_empty:
-            raise InputError(
-                "The mask is empty: nothing in it is white, so there is nothing to repaint. White marks what "
-                "to repaint; use invert=True if it marks what to keep.",
-                parameter="mask",
-            )
-        if grow:
-            mask = mask.grown(grow)
-            if mask.is_empty:
-                raise InputError(
-                    f"grow={grow} leaves nothing of the mask. Shrink it by less.", parameter="grow"
-                )
-        if mask.is_full:
-            raise InputError(
-                "The mask is all white: nothing of the photo would be kept. Use invert=True if white marks "
-                "what to keep, or image2image to change a whole picture.",
-                parameter="mask",
-            )
-        return mask
-
-    @classmethod
-    def _of_anything(cls, value: Any, size: tuple[int, int], mode: MaskMode, fit: bool) -> Mask:
-        if isinstance(value, np.ndarray | Tensor | Mask):
-            masks = cls.read(value, "mask")
-            if len(masks) != 1 and not isinstance(value, Mask):
-                raise InputError(
-                    f"The mask has the shape {tuple(value.shape)}, which is {len(masks)} masks. One for the "
-                    "photo is accepted, (height, width). Join them with numpy.maximum.reduce.",
-                    parameter="mask",
-                )
-            return replace(masks[0], resampling="bilinear")._fitted(size, fit)
-        if isinstance(value, list | tuple):
-            if not value:
-                raise InputError(
-                    "The mask is an empty list. Give a box, a polygon, a picture or a list of these.",
-                    parameter="mask",
-                )
-            if _are_numbers(value):
-                return cls._of_box(value, size)
-            if all(
-                isinstance(part, tuple | list) and len(part) == 2 and _are_numbers(part) for part in value
-            ):
-                return cls._of_polygon(value, size)
-            mask = cls._of_anything(value[0], size, mode, fit)
-            for part in value[1:]:
-                mask = mask.union(cls._of_anything(part, size, mode, fit))
-            return mask
-        try:
-            picture = load_image(value, lambda opened: opened)
-        except InputError as error:
-            raise InputError(f"The mask cannot be used. {error}", parameter="mask") from error
-        return cls._of_channel(picture, mode)._fitted(size, fit)
-
-    @classmethod
-    def _of_box(cls, box: Sequence[Any], size: tuple[int, int]) -> Mask:
-        width, height = size
-        if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]) or not np.isfinite(box).all():
-            raise InputError(
-                f"The box {tuple(box)} is not (left, top, right, bottom) in pixels with left < right and top "
-                f"< bottom. The photo is {width}x{height}.",
-                parameter="mask",
-            )
-        if max(box) <= 1 and any(value % 1 for value in box):
-            raise InputError(
-                f"The box {tuple(box)} seems to be in fractions of the photo, which is {width}x{height}. "
-                "Pixels are accepted. Multiply by its width and height.",
-                parameter="mask",
-            )
-        left, top, right, bottom = (max(round(float(value)), 0) for value in box)
-        levels = np.zeros((height, width), np.float32)
-        levels[top:bottom, left:right] = 1
-        return cls(levels)
-
-    @classmethod
-    def _of_polygon(cls, points: Sequence[Any], size: tuple[int, int]) -> Mask:
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise InputError(
-                f"The polygon has {len(points)} points, or one that is not finite. At least three (x, y) "
-                f"pairs in pixels enclose something. The photo is {size[0]}x{size[1]}.",
-                parameter="mask",
-            )
-        canvas = Image.new("L", size)
-        ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in points], fill=255)
-        return cls(_levels_of(canvas))
-
-    @classmethod
-    def _of_picture(cls, picture: Image.Image, parameter: str) -> Mask:
-        resampling: Resampling = "nearest-exact" if picture.mode in ("1", "P") else "lanczos"
-        if is_deep(require_picture(picture, parameter)):
-            return cls(snapped(deep_values(picture, parameter).astype(np.float32)), resampling)
-        return cls(_levels_of(luminance(picture, parameter)), resampling)
-
-    @classmethod
-    def _of_channel(cls, picture: Image.Image, mode: MaskMode) -> Mask:
-        """Read the brightness or the alpha of a picture, whichever holds the mask."""
-        picture = eight_bit(picture, "mask")
-        has_alpha = picture.getbands()[-1] == "A"
-        if not has_alpha and mode == "alpha":
-            raise InputError(
-                f"mask_mode='alpha' was asked for, but the mask (mode {picture.mode}) has no alpha channel. "
-                "Use mask_mode='luma' for its brightness.",
-                parameter="mask_mode",
-            )
-        if not has_alpha:
-            return cls(_levels_of(luminance(picture, "mask")))
-        luma, alpha = picture.convert("L"), picture.getchannel("A")
-        (darkest, brightest), (clearest, densest) = luma.getextrema(), alpha.getextrema()
-        if mode == "luma" or (mode == "auto" and clearest == 255):
-            return cls(_levels_of(luma))
-        if mode == "alpha" or (darkest == brightest and clearest != densest):
-            return cls(_levels_of(alpha))
-        raise InputError(
-            "The mask has both a picture and an alpha channel that is not fully opaque, so it could mean "
-            "either. Say which with mask_mode='luma' or mask_mode='alpha'.",
-            parameter="mask_mode",
-        )
-
-    def _fitted(self, size: tuple[int, int], fit: bool) -> Mask:
-        if self.size == size:
-            return self
-        if not fit:
-            raise InputError(
-                f"The mask is {self.width}x{self.height} but the photo is {size[0]}x{size[1]}. They must "
-                "match; give fit_mask=True to stretch the mask over the photo, or make one of its size.",
-                parameter="mask",
-            )
-        return self.resized(*size)
 
     @property
     def width(self) -> int:
@@ -386,7 +208,7 @@ class Mask:
             # As with the given mode, Pillow leaves the last strip of "fill" black.
             picture = picture.convert("P")
         picture = resize_picture(picture, width, height, mode, filter_name)
-        return replace(self, levels=_levels_of(picture.convert("L")))
+        return replace(self, levels=levels_of(picture.convert("L")))
 
     def touched(self, width: int, height: int) -> Mask:
         """Return a hard mask of another size: every pixel that this one reaches into, however little."""
@@ -437,7 +259,8 @@ def distance(outside: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform(outside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-def _levels_of(grey: Image.Image) -> np.ndarray:
+def levels_of(grey: Image.Image) -> np.ndarray:
+    """Return the levels of a grey picture ("L"), snapped."""
     table = snapped(np.arange(256, dtype=np.float32) / 255)
     return table[np.asarray(grey)]
 
@@ -452,7 +275,3 @@ def _widened(low: int, high: int, by: int, limit: int) -> tuple[int, int]:
     length = high - low + by
     low = max(0, min(low - by // 2, limit - length))
     return low, min(low + length, limit)
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float | np.number) for value in values)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from retouch.errors import InputError
 from retouch.images.mask import Mask, distance
+from retouch.images.mask_reading import read_masks
 from retouch.images.modes import plain_rgb
 
 _SCALES = (1, 2, 4, 8, 16)
@@ -29,7 +30,7 @@ _RING = 4  # in scales
 
 def seam_score(image: Image.Image, mask: Image.Image | Mask) -> float:
     """Return how visible the edge of `mask` is in `image`; 1 is not at all, NaN means there is no edge."""
-    read = Mask.read(mask, "mask")[0]
+    read = read_masks(mask, "mask")[0]
     if read.size != image.size:
         raise InputError(
             f"mask is {read.width}x{read.height} but image is {image.width}x{image.height}. A seam is "

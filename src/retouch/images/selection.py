@@ -1,6 +1,6 @@
 """Marking a part of a photo: an ellipse, a colour, the transparent part, or the object in a box.
 
-Each function returns (height, width), true or 1 where the photo is marked; `Mask.of_photo` joins them, and
+Each function returns (height, width), true or 1 where the photo is marked; `read_photo_mask` joins them, and
 reads boxes and polygons itself.
 """
 

@@ -19,6 +19,7 @@ from retouch.devices import randn
 from retouch.families.call import Call, Task
 from retouch.families.family import Family, Parts
 from retouch.families.pictures import Pictures
+from retouch.images.mask import Mask
 from retouch.sampling.conditioning import spread
 from retouch.sampling.region import Region
 from retouch.sampling.start import first_latents
@@ -120,19 +121,20 @@ class Batch:
         if pixels is None:
             assert pictures.latents is not None
             pixels = self.family.decode(self.parts, self.placed(pictures.latents)).float().cpu()
-        return self.encoded(pixels * (1 - pictures.hard_mask))
+        kept = 1 - torch.cat([mask.tensor() for mask in pictures.hard_masks])
+        return self.encoded(pixels * kept)
 
-    def latent_mask(self, mask: Tensor) -> Tensor:
-        """Return a mask at the latents' size, by the nearest neighbour, as checkpoints were trained."""
+    def latent_mask(self, masks: Sequence[Mask]) -> Tensor:
+        """Return masks at the latents' size, one row for each picture to make."""
         size = self.parts.layout.size(self.pictures.height, self.pictures.width)
-        shrunk = self.placed(torch.nn.functional.interpolate(mask, size=size))
+        shrunk = self.placed(torch.cat([mask.to_latents(*size) for mask in masks]))
         return spread(self.family.latent_mask(shrunk), self.rows)
 
 
 def make_inputs(batch: Batch, plan: Plan) -> Inputs:
     """Return what the loop starts with."""
     latents, noise, original = _start(batch, plan)
-    if batch.pictures.mask is None:
+    if not batch.pictures.masks:
         return Inputs(latents, noise, original)
     channels, region = _mask_inputs(batch, noise, original)
     return Inputs(latents, noise, original, channels, region)
@@ -158,8 +160,7 @@ def _start(batch: Batch, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
 def _mask_inputs(batch: Batch, noise: Tensor, original: Tensor | None) -> tuple[Tensor | None, Region | None]:
     """Return the channels that the denoiser takes, and the region that the loop holds to the original."""
     pictures, family, parts = batch.pictures, batch.family, batch.parts
-    assert pictures.mask is not None
-    repaint = batch.latent_mask(pictures.mask)
+    repaint = batch.latent_mask(pictures.masks)
     if not repaint.any():
         warnings.warn(
             f"The mask is so small that it falls between the latents, which are {parts.layout.stride} pixels "
@@ -169,7 +170,7 @@ def _mask_inputs(batch: Batch, noise: Tensor, original: Tensor | None) -> tuple[
         )
     channels = None
     if family.joins_mask(parts):
-        channels = family.channels(batch.latent_mask(pictures.hard_mask), original, batch.masked_latents)
+        channels = family.channels(batch.latent_mask(pictures.hard_masks), original, batch.masked_latents)
     elif (
         batch.is_inpainting
         and family.draws_latents(parts)
@@ -182,7 +183,7 @@ def _mask_inputs(batch: Batch, noise: Tensor, original: Tensor | None) -> tuple[
         if not pictures.is_soft:
             return channels, None
         # Rows with a hard mask are left to the model, as in a call of their own.
-        is_soft = spread(pictures.soft_rows, batch.rows).to(repaint.device)[:, None, None, None]
-        repaint = torch.where(is_soft, repaint, 1.0)
+        is_soft = torch.tensor([mask.is_soft for mask in pictures.masks], device=repaint.device)
+        repaint = torch.where(spread(is_soft, batch.rows)[:, None, None, None], repaint, 1.0)
     original = batch.encoded_with_fixed_seed() if original is None else original
     return channels, batch.region_class(original, repaint, noise)

@@ -348,7 +348,8 @@ class Run:
         return f"The latents became NaN or infinite in step {done}, with weights in {dtype}. {cure}"
 
     def _has_empty_mask(self) -> bool:
-        return self.pictures.mask is not None and not bool(self.pictures.mask.any())
+        masks = self.pictures.masks
+        return bool(masks) and all(mask.is_empty for mask in masks)
 
     def _return_unchanged(self) -> None:
         """Prepare the picture itself as the result."""
@@ -396,7 +397,8 @@ class Run:
     def _keep_unmasked(self, pixels: Tensor) -> Tensor:
         """In a batch, give back the pictures whose own mask is empty."""
         pictures = self.pictures
-        if pictures.mask is None or pictures.pixels is None or bool(pictures.mask.amax((1, 2, 3)).all()):
+        if pictures.pixels is None or not any(mask.is_empty for mask in pictures.masks):
             return pixels
-        repainted = spread(pictures.mask.amax((1, 2, 3), keepdim=True), self.rows).to(pixels.device) > 0
-        return torch.where(repainted, pixels, spread(pictures.pixels, self.rows).to(pixels))
+        is_empty = torch.tensor([mask.is_empty for mask in pictures.masks], device=pixels.device)
+        unchanged = spread(pictures.pixels, self.rows).to(pixels)
+        return torch.where(spread(is_empty, self.rows)[:, None, None, None], unchanged, pixels)

@@ -18,7 +18,7 @@ from retouch.cli.options import (
     short_names,
 )
 from retouch.editing.options import Options
-from retouch.images import fill, join, mask
+from retouch.images import fill, join, mask_reading
 
 GROUPS = (Painting, Reading, Hole)
 
@@ -26,7 +26,7 @@ GROUPS = (Painting, Reading, Hole)
 def test_the_choices_are_those_of_the_library() -> None:
     assert get_args(Fill) == get_args(fill.Fill)
     assert get_args(Join) == get_args(join.Method)
-    assert get_args(MaskMode) == get_args(mask.MaskMode)
+    assert get_args(MaskMode) == get_args(mask_reading.MaskMode)
 
 
 def test_every_option_of_the_verbs_is_there() -> None:

@@ -15,7 +15,7 @@ from retouch.checkpoints.profile import Profile
 from retouch.editing import models, verbs
 from retouch.editing.editor import Editor
 from retouch.images.crops import crops
-from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_photo_mask
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
 BOX = (150, 100, 250, 160)
@@ -108,12 +108,12 @@ def test_a_large_hole_is_painted_once_unless_asked_for_otherwise(editor: Editor)
 
 
 def test_square_crops_stay_in_the_photo() -> None:
-    (corner,) = crops(Mask.of_photo((300, 250, 390, 260), (400, 300)), 128, context="21%", square=True)
+    (corner,) = crops(read_photo_mask((300, 250, 390, 260), (400, 300)), 128, context="21%", square=True)
     assert corner.box == (272, 172, 400, 300)
-    (whole,) = crops(Mask.of_photo((0, 0, 300, 40), (400, 100)), 128, context="21%", square=True)
+    (whole,) = crops(read_photo_mask((0, 0, 300, 40), (400, 100)), 128, context="21%", square=True)
     assert whole.box == (0, 0, 400, 100), "there is no room for a square"
-    (slim,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128)
-    (wide,) = crops(Mask.of_photo((100, 100, 200, 110), (400, 300)), 128, square=True)
+    (slim,) = crops(read_photo_mask((100, 100, 200, 110), (400, 300)), 128)
+    (wide,) = crops(read_photo_mask((100, 100, 200, 110), (400, 300)), 128, square=True)
     assert slim.size[1] < slim.size[0] and wide.size[1] == wide.size[0] == slim.size[0]
 
 

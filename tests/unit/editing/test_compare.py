@@ -10,7 +10,7 @@ import torch
 from pipeline_pairs import load, mask, photo
 
 import retouch
-from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_masks
 from retouch.images.seam import change, seam_score
 
 OPTIONS = {"num_inference_steps": 2}
@@ -38,7 +38,7 @@ def test_each_result_is_its_own_call(regular, tiny_sd_inpaint: Path) -> None:
     ).images[0]
     assert np.array_equal(results[-1].image, alone)
     assert (results[-1].changed_inside, results[-1].changed_outside) == change(
-        photo(), alone, *Mask.read(mask())
+        photo(), alone, *read_masks(mask())
     )
     assert results[-1].seam == seam_score(alone, mask()) and results[-1].seconds > 0
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings, strategies as some
 from retouch.errors import InputError
 from retouch.images.crops import crops
 from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_photo_mask
 
 
 def mask_of(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (1000, 800)) -> Mask:
-    return Mask.of_photo(list(boxes), size)
+    return read_photo_mask(list(boxes), size)
 
 
 class TestCrops:
@@ -56,7 +57,7 @@ class TestCrops:
         "size", [(1000, 800), (517, 389), (3000, 500), (500, 2900), (640, 640), (37, 60), (4032, 3024)]
     )
     def test_the_aspect_is_kept(self, working: int, size: tuple[int, int]) -> None:
-        mask = Mask.of_photo((0, 0, size[0] - 1, size[1]), size)
+        mask = read_photo_mask((0, 0, size[0] - 1, size[1]), size)
         (crop,) = crops(mask, working)
         assert crop.width % 8 == crop.height % 8 == 0
         across, down = crop.width / crop.size[0], crop.height / crop.size[1]
@@ -65,7 +66,7 @@ class TestCrops:
 
     @pytest.mark.parametrize("size", [(1, 10000), (10000, 1), (3, 500)])
     def test_a_thread_of_a_photo_is_stretched(self, size: tuple[int, int]) -> None:
-        (crop,) = crops(Mask.of_photo((0, 0, max(1, size[0] // 3), max(1, size[1] // 3)), size), 512)
+        (crop,) = crops(read_photo_mask((0, 0, max(1, size[0] // 3), max(1, size[1] // 3)), size), 512)
         assert max(crop.width, crop.height) <= 8.2 * min(crop.width, crop.height)
         assert crop.width * crop.height == pytest.approx(512**2, rel=0.05)
 

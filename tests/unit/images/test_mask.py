@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 
 from retouch.errors import InputError
 from retouch.images.mask import Mask
+from retouch.images.mask_reading import read_masks, read_photo_mask
 
 GREY = np.array([[0, 51, 102, 255, 3], [128, 127, 1, 254, 4], [255, 0, 0, 7, 5]], np.uint8)
 FRACTIONS = GREY.astype(np.float32) / 255
@@ -22,12 +23,12 @@ READ = np.where(GREY < 13, 0, np.where(GREY > 242, 1, FRACTIONS)).astype(np.floa
 
 
 def read(value: object) -> Mask:
-    (mask,) = Mask.read(value)
+    (mask,) = read_masks(value)
     return mask
 
 
 def assert_levels(value: object, *expected: np.ndarray, tolerance: float = 0) -> None:
-    masks = Mask.read(value)
+    masks = read_masks(value)
     assert len(masks) == len(expected)
     for mask, levels in zip(masks, expected, strict=True):
         assert mask.levels.dtype == np.float32
@@ -76,15 +77,15 @@ class TestReading:
         ):
             assert_levels(pair, READ, 1 - READ, tolerance=1e-6)
         three = torch.stack([tensor, tensor, tensor])
-        assert len(Mask.read(three)) == 3  # a tensor's first dimension is the batch, not the colour
+        assert len(read_masks(three)) == 3  # a tensor's first dimension is the batch, not the colour
 
     def test_masks_of_one_call_may_have_different_sizes(self) -> None:
-        small, large = Mask.read([np.ones((4, 4)), Image.new("L", (5, 6), 255)])
+        small, large = read_masks([np.ones((4, 4)), Image.new("L", (5, 6), 255)])
         assert (small.size, large.size) == ((4, 4), (5, 6))
 
     def test_a_mask_is_taken_as_it_is(self) -> None:
         mask = Mask(np.full((2, 3), 0.01, np.float32))
-        assert Mask.read([mask, mask]) == [mask, mask]
+        assert read_masks([mask, mask]) == [mask, mask]
 
     def test_every_dtype(self) -> None:
         hard = torch.from_numpy(FRACTIONS) > 0.4
@@ -135,14 +136,14 @@ class TestReading:
     )
     def test_wrong_masks_are_refused(self, mask: object, reason: str) -> None:
         with pytest.raises(InputError, match=reason) as caught:
-            Mask.read(mask, "my_mask")
+            read_masks(mask, "my_mask")
         assert caught.value.parameter == "my_mask"
 
     def test_transparent_masks_are_ambiguous(self) -> None:
         mask = Image.fromarray(GREY).convert("LA")
         mask.putpixel((0, 0), (0, 0))
         with pytest.raises(InputError, match="could be its brightness or its alpha") as caught:
-            Mask.read(mask)
+            read_masks(mask)
         assert caught.value.parameter == "mask_image"
         assert_levels(mask.convert("L"), READ)
         assert read(mask.getchannel("A")).levels[0, :2].tolist() == [0, 1]
@@ -206,7 +207,7 @@ class TestOfAPhoto:
         ids=lambda mask: f"{mask.mode if isinstance(mask, Image.Image) else ''}{type(mask).__name__}",
     )
     def test_all_mean_the_same(self, mask: Any) -> None:
-        found = Mask.of_photo(mask, SIZE)
+        found = read_photo_mask(mask, SIZE)
         np.testing.assert_array_equal(shown(found), HARD)
         assert not found.is_soft and found.resampling == "bilinear"
 
@@ -215,36 +216,36 @@ class TestOfAPhoto:
         PICTURE.save(file, "PNG")
         (tmp_path / "mask.png").write_bytes(file.getvalue())
         for source in (tmp_path / "mask.png", str(tmp_path / "mask.png"), file.getvalue()):
-            np.testing.assert_array_equal(shown(Mask.of_photo(source, SIZE)), HARD)
+            np.testing.assert_array_equal(shown(read_photo_mask(source, SIZE)), HARD)
 
     def test_greys_stay(self) -> None:
         soft = box_of(value=100)
         soft[8, 12] = 200
-        np.testing.assert_array_equal(shown(Mask.of_photo(Image.fromarray(soft), SIZE)), soft)
-        np.testing.assert_array_equal(shown(Mask.of_photo(soft / 255, SIZE)), soft)
+        np.testing.assert_array_equal(shown(read_photo_mask(Image.fromarray(soft), SIZE)), soft)
+        np.testing.assert_array_equal(shown(read_photo_mask(soft / 255, SIZE)), soft)
 
     def test_alpha_or_luminance_by_name(self) -> None:
         alpha = box_of(0, 0, 5, 5)
         mask = with_alpha(HARD, alpha)
         with pytest.raises(InputError, match=r"could mean either.*'luma'.*'alpha'") as caught:
-            Mask.of_photo(mask, SIZE)
+            read_photo_mask(mask, SIZE)
         assert caught.value.parameter == "mask_mode"
-        np.testing.assert_array_equal(shown(Mask.of_photo(mask, SIZE, mask_mode="luma")), HARD)
-        np.testing.assert_array_equal(shown(Mask.of_photo(mask, SIZE, mask_mode="alpha")), alpha)
-        np.testing.assert_array_equal(shown(Mask.of_photo(with_alpha(HARD, OPAQUE), SIZE)), HARD)
+        np.testing.assert_array_equal(shown(read_photo_mask(mask, SIZE, mask_mode="luma")), HARD)
+        np.testing.assert_array_equal(shown(read_photo_mask(mask, SIZE, mask_mode="alpha")), alpha)
+        np.testing.assert_array_equal(shown(read_photo_mask(with_alpha(HARD, OPAQUE), SIZE)), HARD)
         with pytest.raises(InputError, match=r"could mean either"):
-            Mask.of_photo(with_alpha(HARD, np.full((30, 40), 128, np.uint8)), SIZE)
+            read_photo_mask(with_alpha(HARD, np.full((30, 40), 128, np.uint8)), SIZE)
         with pytest.raises(InputError, match=r"could mean either"):
-            Mask.of_photo(with_alpha(OPAQUE, OPAQUE // 2), SIZE)
+            read_photo_mask(with_alpha(OPAQUE, OPAQUE // 2), SIZE)
         with pytest.raises(InputError, match="has no alpha channel"):
-            Mask.of_photo(PICTURE, SIZE, mask_mode="alpha")
+            read_photo_mask(PICTURE, SIZE, mask_mode="alpha")
 
     def test_a_box_may_reach_over_the_edge(self) -> None:
-        np.testing.assert_array_equal(shown(Mask.of_photo((-5, -9, 8, 6), SIZE)), box_of(0, 0, 8, 6))
+        np.testing.assert_array_equal(shown(read_photo_mask((-5, -9, 8, 6), SIZE)), box_of(0, 0, 8, 6))
 
     def test_the_given_array_is_not_changed(self) -> None:
         given = JPEG.copy()
-        Mask.of_photo(given, SIZE, grow=2)
+        read_photo_mask(given, SIZE, grow=2)
         np.testing.assert_array_equal(given, JPEG)
 
     @pytest.mark.parametrize(
@@ -287,30 +288,30 @@ class TestOfAPhoto:
     )
     def test_refusals(self, mask: Any, message: str) -> None:
         with pytest.raises(InputError, match=message) as caught:
-            Mask.of_photo(mask, SIZE)
+            read_photo_mask(mask, SIZE)
         assert caught.value.parameter == "mask"
 
     def test_invert(self) -> None:
-        np.testing.assert_array_equal(shown(Mask.of_photo(PICTURE, SIZE, invert=True)), 255 - HARD)
+        np.testing.assert_array_equal(shown(read_photo_mask(PICTURE, SIZE, invert=True)), 255 - HARD)
 
     def test_grow(self) -> None:
-        grown = Mask.of_photo(PICTURE, SIZE, grow=1)
+        grown = read_photo_mask(PICTURE, SIZE, grow=1)
         assert grown.box == (9, 4, 26, 21)
         with pytest.raises(InputError, match=r"grow=-8 leaves nothing") as caught:
-            Mask.of_photo(PICTURE, SIZE, grow=-8)
+            read_photo_mask(PICTURE, SIZE, grow=-8)
         assert caught.value.parameter == "grow"
         with pytest.raises(InputError, match="all white"):
-            Mask.of_photo(PICTURE, SIZE, grow=100)
+            read_photo_mask(PICTURE, SIZE, grow=100)
 
     def test_fit_mask(self) -> None:
         large = PICTURE.resize((80, 60), Image.Resampling.NEAREST)
-        found = Mask.of_photo(large, SIZE, fit_mask=True)
+        found = read_photo_mask(large, SIZE, fit_mask=True)
         np.testing.assert_array_equal(found.hard, HARD > 0)
 
 
 class TestFacts:
     def test_of_a_hard_mask(self) -> None:
-        mask = Mask.of_photo(PICTURE, SIZE)
+        mask = read_photo_mask(PICTURE, SIZE)
         assert mask.coverage == 15 * 15 / 1200 and mask.box == (10, 5, 25, 20)
         assert (mask.width, mask.height) == mask.size == SIZE
         assert mask.inside.sum() == mask.hard.sum() == 225

@@ -34,8 +34,9 @@ def test_a_picture_has_its_own_size_filled_up(width: int, height: int) -> None:
     filled = (-(-height // 8) * 8, -(-width // 8) * 8)
     assert (found.height, found.width) == filled
     assert found.cut == (None if filled == (height, width) else (height, width))
-    assert found.pixels is not None and found.mask is not None
-    assert found.pixels.shape == (1, 3, *filled) and found.mask.shape == (1, 1, *filled)
+    (repaint,) = found.masks
+    assert found.pixels is not None
+    assert found.pixels.shape == (1, 3, *filled) and repaint.levels.shape == filled
     own = torch.from_numpy(np.asarray(photo(0, width, height)) / np.float32(127.5) - 1).movedim(-1, 0)
     assert torch.allclose(found.pixels[0, :, :height, :width], own, atol=1e-6)
     assert torch.equal(
@@ -43,14 +44,15 @@ def test_a_picture_has_its_own_size_filled_up(width: int, height: int) -> None:
         found.pixels[..., -1:, :].expand_as(found.pixels[..., height - 1 :, :]),
     )
     # What is filled up is kept: painting there would be work for nothing.
-    assert found.mask[..., :height, :width].all() and found.mask.sum() == width * height
+    assert repaint.levels[:height, :width].all() and repaint.levels.sum() == width * height
 
 
 def test_given_sizes_stretch_picture_and_mask_alike() -> None:
     hole = mask((0, 0, 30, 60), 60, 60)
     found = prepared(image=photo(0, 60, 60), mask_image=hole, height=64, width=128)
-    assert found.mask is not None and found.cut is None
-    assert found.mask[..., :64].all() and not found.mask[..., 64:].any()
+    (repaint,) = found.masks
+    assert found.cut is None
+    assert repaint.levels[:, :64].all() and not repaint.levels[:, 64:].any()
 
 
 @pytest.mark.parametrize(
@@ -65,17 +67,16 @@ def test_values_of_a_mask(value: float, mode: str, expected: float) -> None:
     values = np.full((64, 64), value, np.float32)
     values[0, 0] = 0.6  # one grey pixel keeps the mask soft
     found = prepared(image=photo(), mask_image=values, mask_mode=mode)
-    assert found.mask is not None
-    assert torch.allclose(found.mask[0, 0, 1:], torch.tensor(expected))
+    assert np.allclose(found.masks[0].levels[1:], expected)
     assert found.is_soft == (mode == "soft")
-    assert found.hard_mask[0, 0, 1:].eq(float(expected >= 0.5)).all()
+    assert (found.hard_masks[0].levels[1:] == (expected >= 0.5)).all()
 
 
 def test_a_mask_that_is_nearly_black_and_white_is_hard() -> None:
     values = np.where(np.asarray(mask()) > 0, 0.96, 0.04).astype(np.float32)
     found = prepared(image=photo(), mask_image=values)
-    assert found.mask is not None and not found.is_soft
-    assert torch.equal(found.mask[0, 0], torch.from_numpy((values > 0.5).astype(np.float32)))
+    assert not found.is_soft
+    assert np.array_equal(found.masks[0].levels, values > 0.5)
 
 
 def test_a_crop_is_the_masks_with_its_margin() -> None:
@@ -122,7 +123,8 @@ def test_one_mask_serves_all_pictures() -> None:
 def test_a_mask_of_another_size_is_scaled_and_said_to_be() -> None:
     with pytest.warns(UserWarning, match=r"mask_image is 122x86 but image is 61x43.*same size"):
         found = prepared(image=photo(0, 61, 43), mask_image=mask((0, 0, 60, 86), 122, 86))
-    assert found.mask is not None and found.mask[0, 0, :43, :30].all() and found.mask.sum() == 30 * 43
+    (repaint,) = found.masks
+    assert repaint.levels[:43, :30].all() and repaint.levels.sum() == 30 * 43
 
 
 def test_latents_have_the_size_of_their_picture() -> None:
