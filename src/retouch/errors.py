@@ -14,6 +14,11 @@ of the argument that it concerns, where there is one, so that a command line or 
 or field.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RetouchError(Exception):
     """Base of all errors that retouch raises on purpose."""
@@ -49,3 +54,18 @@ class NumericsError(RetouchError, ArithmeticError):
 
 class Cancelled(RetouchError):
     """The caller stopped the run between two steps."""
+
+
+@contextmanager
+def errors_about(argument: str) -> Iterator[None]:
+    """Let errors about a checkpoint or its contents carry the argument that it was given by.
+
+    The functions that find and read checkpoints call it `name`. An error about another argument, such as
+    `use_safetensors`, is left as it is.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if error.parameter in (None, "name"):
+            error.parameter = argument
+        raise

@@ -238,8 +238,10 @@ def test_saved_with_its_words(sd: Pair, tmp_path: Path) -> None:
 )
 def test_refused(sd: Pair, given: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     words = len(sd.ours.tokenizer)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         sd.ours.load_textual_inversion(given, **options)
+    if error is CheckpointError:
+        assert caught.value.parameter == "pretrained_model_name_or_path"
     assert len(sd.ours.tokenizer) == words  # no word is added if one is refused
     with pytest.raises(InputError, match=r"No word <cat> was learned. Learned are: -"):
         sd.ours.unload_textual_inversion("<cat>")

@@ -23,7 +23,7 @@ from torch import Tensor
 from retouch.checkpoints.adapter_files import find_adapter_file, read_adapter_file
 from retouch.checkpoints.ip_adapter import read_ip_adapter
 from retouch.checkpoints.locate import Checkpoint
-from retouch.errors import InputError
+from retouch.errors import InputError, errors_about
 from retouch.families.call import Call
 from retouch.families.family import Parts
 from retouch.images.modes import plain_rgb
@@ -78,15 +78,16 @@ def load_ip_adapter(
             )
     entries = [values * count if len(values) == 1 else values for values in named.values()]
     files, encoder = [], self.part("image_encoder")
-    for source, part, weight in zip(*entries, strict=True):
-        name: Any = source
-        if not isinstance(source, Mapping):
-            path = find_adapter_file(source, "ip-adapter", weight_name=weight, subfolder=part, **options)
-            if encoder is None and image_encoder_folder is not None:
-                encoder = _encoder_beside(self, source, part, image_encoder_folder, options)
-            source, name = read_adapter_file(path)[0], path
-        files.append(read_ip_adapter(source, "The IP-Adapter" if name is source else str(name)))
-    unet_layers.attach(self.part("unet"), files)
+    with errors_about("pretrained_model_name_or_path_or_dict"):
+        for source, part, weight in zip(*entries, strict=True):
+            name: Any = source
+            if not isinstance(source, Mapping):
+                path = find_adapter_file(source, "ip-adapter", weight_name=weight, subfolder=part, **options)
+                if encoder is None and image_encoder_folder is not None:
+                    encoder = _encoder_beside(self, source, part, image_encoder_folder, options)
+                source, name = read_adapter_file(path)[0], path
+            files.append(read_ip_adapter(source, "The IP-Adapter" if name is source else str(name)))
+        unet_layers.attach(self.part("unet"), files)
     if self.part("image_encoder") is None and encoder is not None:
         self.put("image_encoder", encoder)
     if self.part("feature_extractor") is None:
@@ -121,7 +122,7 @@ def set_ip_adapter_scale(self: Parts, scale: Any) -> None:
     A scale by block is a mapping: {"down": {"block_2": [0.0, 1.0]}, "up": {"block_0": [0.0, 1.0, 0.0]}};
     blocks that it does not name get 0. A list within the list has a number for each image that has a mask.
     """
-    _require_adapters(self, "set_ip_adapter_scale")
+    _require_adapters(self, "set_ip_adapter_scale", parameter="scale")
     self.part("unet").encoder_hid_proj.scales = ip_adapter_scales(self, scale)
 
 
@@ -255,7 +256,7 @@ def check(self: Parts, call: Call) -> None:
     _check_masks(self, call)
 
 
-def _require_adapters(self: Parts, used: str, *, parameter: str | None = None) -> None:
+def _require_adapters(self: Parts, used: str, *, parameter: str) -> None:
     if not num_ip_adapters(self):
         raise InputError(
             f"{used} was used, but there is no IP-Adapter. Call load_ip_adapter first, or leave it out.",

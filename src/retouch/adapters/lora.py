@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retouch.checkpoints.adapter_files import find_adapter_file, read_adapter_file
 from retouch.checkpoints.lora import Layers, read_updates
 from retouch.checkpoints.original_layout import origins
-from retouch.errors import InputError
+from retouch.errors import InputError, errors_about
 from retouch.families.family import Parts
 from retouch.families.registry import title_of_width
 from retouch.models import lora as lora_layers
@@ -47,30 +47,31 @@ def load_lora_weights(
     """
     given, metadata = pretrained_model_name_or_path_or_dict, None
     source = "The LoRA"
-    if not isinstance(given, Mapping):
-        path = find_adapter_file(
-            given,
-            "pytorch_lora_weights",
-            weight_name=weight_name,
-            subfolder=subfolder,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            use_safetensors=use_safetensors,
-        )
-        source = str(path)
-        given, metadata = read_adapter_file(path)
     models = _models(self)
-    updates = read_updates(
-        given,
-        {part: _layers(part, model) for part, model in models.items()},
-        source,
-        metadata=metadata,
-        absent=[part for part in _MODELS if part in self.component_names and part not in models],
-        title_of_width=title_of_width,
-    )
+    with errors_about("pretrained_model_name_or_path_or_dict"):
+        if not isinstance(given, Mapping):
+            path = find_adapter_file(
+                given,
+                "pytorch_lora_weights",
+                weight_name=weight_name,
+                subfolder=subfolder,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                use_safetensors=use_safetensors,
+            )
+            source = str(path)
+            given, metadata = read_adapter_file(path)
+        updates = read_updates(
+            given,
+            {part: _layers(part, model) for part, model in models.items()},
+            source,
+            metadata=metadata,
+            absent=[part for part in _MODELS if part in self.component_names and part not in models],
+            title_of_width=title_of_width,
+        )
     known = _known_adapters(self)
     if adapter_name is None:
         adapter_name = next(f"default_{i}" for i in range(len(known) + 1) if f"default_{i}" not in known)

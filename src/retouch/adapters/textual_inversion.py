@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from retouch.checkpoints.adapter_files import find_adapter_file, read_adapter_file
 from retouch.checkpoints.textual_inversion import Learned, learned_from
-from retouch.errors import CheckpointError, InputError
+from retouch.errors import CheckpointError, InputError, errors_about
 from retouch.families.family import Parts
 from retouch.families.text import expanded, tokenizing
 
@@ -81,10 +81,11 @@ def load_textual_inversion(
     additions: list[_Addition] = []
     for source, word in zip(sources, tokens, strict=True):
         name, content = "The textual inversion", source
-        if not isinstance(source, Mapping | Tensor):
-            path = find_adapter_file(source, "learned_embeds", **options)
-            name, content = str(path), read_adapter_file(path)[0]
-        learned = learned_from(content, name)
+        with errors_about("pretrained_model_name_or_path"):
+            if not isinstance(source, Mapping | Tensor):
+                path = find_adapter_file(source, "learned_embeds", **options)
+                name, content = str(path), read_adapter_file(path)[0]
+            learned = learned_from(content, name)
         additions += _additions(self, name, learned, word or learned.token, tokenizer, text_encoder)
     _refuse_known_tokens(additions)
     for addition in additions:

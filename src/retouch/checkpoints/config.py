@@ -98,11 +98,13 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error}). A file of settings is expected. Download or save the "
-            f"checkpoint again."
+            f"checkpoint again.",
+            parameter="name",
         ) from error
     if not isinstance(settings, dict):
         raise CheckpointError(
             f"{path} holds a JSON {type(settings).__name__}. A dictionary of settings is expected. Download "
-            f"or save the checkpoint again."
+            f"or save the checkpoint again.",
+            parameter="name",
         )
     return settings

@@ -95,12 +95,14 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} cannot be read as JSON ({error}). The list of a pipeline's components is expected. "
-                f"Download it again (force_download=True) or save it again."
+                f"Download it again (force_download=True) or save it again.",
+                parameter="name",
             ) from error
         if not isinstance(index, dict):
             raise CheckpointError(
                 f"{path} holds a JSON {type(index).__name__}. A dictionary of components is expected. "
-                f"Download it again (force_download=True) or save it again."
+                f"Download it again (force_download=True) or save it again.",
+                parameter="name",
             )
         return index
 
@@ -116,7 +118,8 @@ class Checkpoint:
         except Exception as error:  # yaml raises classes of its own
             raise CheckpointError(
                 f"{path} has a head that cannot be read ({shortened(error)}). YAML between two lines of --- "
-                "is expected. Download it again (force_download=True) or correct it."
+                "is expected. Download it again (force_download=True) or correct it.",
+                parameter="name",
             ) from error
 
     def beside(self, name: str) -> Checkpoint:

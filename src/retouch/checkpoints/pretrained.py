@@ -20,10 +20,10 @@ from retouch.checkpoints.ignored import is_ignored
 from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.original_kinds import KINDS
 from retouch.checkpoints.original_layout import OURS, PART_OF
-from retouch.checkpoints.single_file import SingleFile, errors_about, names_single_file
+from retouch.checkpoints.single_file import SingleFile, names_single_file
 from retouch.checkpoints.tensors import choose_weights, part_paths, read_tensors, write_tensors
 from retouch.devices import resolve_device, resolve_dtype
-from retouch.errors import CheckpointError, InputError
+from retouch.errors import CheckpointError, InputError, errors_about
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -186,7 +186,7 @@ class Pretrained:
         else:
             with errors_about("config"):
                 folder = Checkpoint.open(config, **location).fetch([subfolder], weights=False)
-            settings = read_config(folder / (subfolder or "") / CONFIG_NAME)
+                settings = read_config(folder / (subfolder or "") / CONFIG_NAME)
         load = cls.loader(file, settings, dtype=wanted, device=target)
         found = file.prefix_of(part)
         if found is not None:
@@ -288,7 +288,8 @@ def _assign(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None
         raise CheckpointError(
             f"{source} does not hold the weights of this {type(model).__name__}: of {len(expected)} tensors, "
             f"{'; '.join(faults)}. Names and shapes must match config.json; use the config that belongs to "
-            f"these weights, or the class that they were saved from."
+            f"these weights, or the class that they were saved from.",
+            parameter="name",
         )
     model.load_state_dict(state, strict=True, assign=True)
     model.eval()

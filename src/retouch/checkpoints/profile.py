@@ -62,7 +62,8 @@ class Profile:
             raise CheckpointError(
                 f"{path}, or its file of names, has an unknown entry ({error}). Known are defaults, "
                 f"square_crops, limits and names; and in a file of names word, synonyms and related. "
-                f"Correct it, or remove the file."
+                f"Correct it, or remove the file.",
+                parameter="name",
             ) from error
 
     def defaults_of(self, verb: str) -> dict[str, Any]:
@@ -108,6 +109,7 @@ def _read(path: Path, kind: type) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a JSON {kind.__name__} ({error}). Correct it, or remove "
-            f"{PROFILE_NAME}: a checkpoint needs none."
+            f"{PROFILE_NAME}: a checkpoint needs none.",
+            parameter="name",
         ) from error
     return value

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from retouch.checkpoints.locate import Checkpoint
 from retouch.checkpoints.original_kinds import KINDS, Kind
 from retouch.checkpoints.original_layout import BARE, OURS, PLACES, Origin, origins
 from retouch.checkpoints.tensors import PICKLED, TensorFile
-from retouch.errors import CheckpointError, InputError
+from retouch.errors import CheckpointError, InputError, errors_about
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +77,8 @@ class Claim:
                 raise CheckpointError(
                     f"{self.file.path} holds {origin.name} as {tensor.dtype}. Floating-point weights are "
                     f"accepted, quantised ones are not supported. Use this checkpoint in float32, bfloat16 "
-                    f"or float16."
+                    f"or float16.",
+                    parameter="name",
                 )
             state[name] = origin.read(tensor).to(device=device, dtype=dtype)
         return state
@@ -290,16 +290,6 @@ def _kinds_by_shape() -> dict[int, dict[int, str]]:
     return table
 
 
-@contextmanager
-def errors_about(argument: str) -> Iterator[None]:
-    """Let errors about the name of a checkpoint carry the argument that this name was given by."""
-    try:
-        yield
-    except CheckpointError as error:
-        error.parameter = argument
-        raise
-
-
 def settings_from(
     config: str | os.PathLike[str], identify: Callable[[Any], tuple[str, str]], **options: Any
 ) -> Kind:
@@ -318,11 +308,11 @@ def settings_from(
             if isinstance(entry, list) and entry[1] and (part in PLACES or _is_read_from_folder(entry[1]))
         }
         folder = checkpoint.fetch(classes, weights=False)
-    parts = {}
-    for part, class_name in classes.items():
-        name = "scheduler_config.json" if class_name.endswith("Scheduler") else "config.json"
-        settings = {} if class_name.startswith("CLIPTokenizer") else read_config(folder / part / name)
-        parts[part] = (class_name, settings)
+        parts = {}
+        for part, class_name in classes.items():
+            name = "scheduler_config.json" if class_name.endswith("Scheduler") else "config.json"
+            settings = {} if class_name.startswith("CLIPTokenizer") else read_config(folder / part / name)
+            parts[part] = (class_name, settings)
     switches = {key: value for key, value in index.items() if not isinstance(value, list) and key[0] != "_"}
     family, task = identify(index.get("_class_name"))
     return Kind(os.fspath(config), family, task, parts, switches, folder=folder)

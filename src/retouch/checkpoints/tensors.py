@@ -111,7 +111,8 @@ def choose_weights(
         others = ", ".join(sorted({repr(files.variant) if files.variant else "none" for files in usable}))
         asked = f"variant={variant!r}" if variant else "weights without a variant"
         raise CheckpointError(
-            f"{where} holds no {asked}. Variants that are there: {others}. Pass variant= with one of those."
+            f"{where} holds no {asked}. Variants that are there: {others}. Pass variant= with one of those.",
+            parameter="variant",
         )
     if pickled:
         raise CheckpointError(
@@ -122,7 +123,8 @@ def choose_weights(
         )
     raise CheckpointError(
         f"{where} holds no weights. Accepted: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, whole or in "
-        f"shards with their index. Check the path, and `subfolder` if the model is a part of a pipeline."
+        f"shards with their index. Check the path, and `subfolder` if the model is a part of a pipeline.",
+        parameter="name",
     )
 
 
@@ -136,18 +138,21 @@ def part_paths(folder: Path, files: WeightFiles) -> list[Path]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{index} is not an index of shards ({error}). Expected JSON with a weight_map from tensor "
-                f"to file. Download or save the checkpoint again."
+                f"to file. Download or save the checkpoint again.",
+                parameter="name",
             ) from error
         if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise CheckpointError(
                 f"{index} names {sorted(names, key=str)[:3]!r} as shards. Accepted: file names in its own "
-                f"folder. Download or save the checkpoint again."
+                f"folder. Download or save the checkpoint again.",
+                parameter="name",
             )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of {len(names)} weight files, first {missing[0]}. All of "
-            f"them are needed. Download or save the checkpoint again."
+            f"them are needed. Download or save the checkpoint again.",
+            parameter="name",
         )
     return [folder / name for name in names]
 
@@ -196,7 +201,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} {_what_it_is(path)} ({error}). A complete safetensors file is expected. "
-            f"Download it again (force_download=True) or save it again."
+            f"Download it again (force_download=True) or save it again.",
+            parameter="name",
         ) from error
 
 
@@ -257,8 +263,9 @@ def unpickle(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} cannot be read as pickled weights ({reason:.200}). A dictionary of "
-            f"tensors and nothing else is accepted; no code in it was run. Use this checkpoint's safetensors."
+            f"{path} cannot be read as pickled weights ({reason:.200}). A dictionary of tensors and nothing "
+            f"else is accepted; no code in it was run. Use this checkpoint's safetensors.",
+            parameter="name",
         ) from error
 
 
@@ -277,7 +284,8 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(
             f"{path} is a pickle of {type(state).__name__}. A dictionary of tensors and nothing else is "
-            f"accepted. Use the safetensors of this checkpoint."
+            f"accepted. Use the safetensors of this checkpoint.",
+            parameter="name",
         )
     yield from state.items()
 
@@ -320,7 +328,10 @@ def write_tensors(
     from safetensors.torch import save_file
 
     if variant is not None and not re.fullmatch(r"\w+", variant):
-        raise InputError(f"variant={variant!r} cannot be part of a file name. Use letters, digits and _.")
+        raise InputError(
+            f"variant={variant!r} cannot be part of a file name. Use letters, digits and _.",
+            parameter="variant",
+        )
     stem = STEMS[0] if variant is None else f"{STEMS[0]}.{variant}"
     plan = split_torch_state_dict_into_shards(
         dict(state), filename_pattern=stem + "{suffix}.safetensors", max_shard_size=max_shard_size

@@ -50,7 +50,8 @@ def check_animation_name(path: Path | None) -> None:
     """Refuse a name whose ending is not that of an animation; None passes."""
     if path is not None and path.suffix.lower() not in (".gif", ".webp"):
         raise InputError(
-            f"{path.name!r} has no ending that names an animation. Give a name in .gif or .webp."
+            f"{path.name!r} has no ending that names an animation. Give a name in .gif or .webp.",
+            parameter="gif",
         )
 
 

@@ -22,7 +22,7 @@ from retouch.editing.painting import Job, paint
 from retouch.editing.result import Edit
 from retouch.editing.settings import scheduler_named
 from retouch.editing.speed import preset
-from retouch.errors import InputError
+from retouch.errors import InputError, errors_about
 from retouch.images.crops import crops
 from retouch.images.mask_reading import read_photo_mask
 from retouch.images.photo import Photo
@@ -200,4 +200,5 @@ def load(
 
     name = chosen(model)
     pipeline = load_pipeline(name, device=device, dtype=dtype, **options)
-    return Editor(pipeline, str(name), show_progress=progress)
+    with errors_about("model"):  # its profile
+        return Editor(pipeline, str(name), show_progress=progress)

@@ -7,6 +7,7 @@ from typing import Any
 
 from retouch.devices import available_devices, fast_dtype, resolve_device, resolve_dtype
 from retouch.editing.models import chosen, resolve
+from retouch.errors import errors_about
 from retouch.pipelines.auto import AutoPipelineForInpainting
 from retouch.pipelines.pipeline import Pipeline
 
@@ -21,5 +22,6 @@ def load_pipeline(
     place = resolve_device(device if device is not None else available_devices()[0])
     wanted = fast_dtype(place) if dtype is None else resolve_dtype(dtype, place)
     name = resolve(chosen(model))
-    pipeline: Pipeline = AutoPipelineForInpainting.from_pretrained(name, dtype=wanted, **options)
+    with errors_about("model"):
+        pipeline: Pipeline = AutoPipelineForInpainting.from_pretrained(name, dtype=wanted, **options)
     return pipeline.to(place)

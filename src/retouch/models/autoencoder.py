@@ -58,7 +58,8 @@ class CoderConfig(Config):
                 raise ConfigError(
                     f"{key} = {names!r} is not supported by {type(self).__name__.removesuffix('Config')}. "
                     f"Supported: {' and '.join(supported)}, one for each of block_out_channels = "
-                    f"{self.block_out_channels}. Use a checkpoint made of those."
+                    f"{self.block_out_channels}. Use a checkpoint made of those.",
+                    parameter=key,
                 )
 
 

@@ -108,7 +108,8 @@ class ControlNetModel(Pretrained, UNetEncoder):
             if left:
                 raise ConfigError(
                     f"The {type(unet).__name__} lacks {len(left)} tensors of a ControlNet's encoder, first "
-                    f"{left[0]}. A UNet2DConditionModel of Stable Diffusion or SDXL is expected."
+                    f"{left[0]}. A UNet2DConditionModel of Stable Diffusion or SDXL is expected.",
+                    parameter="unet",
                 )
             net.load_state_dict(copied, strict=False)
         return net
@@ -199,7 +200,8 @@ class MultiControlNetModel(nn.Module):
         if not count:
             raise CheckpointError(
                 f"{first} is not there. A folder with a ControlNet is expected, and others beside it as "
-                f"{first.name}_1, {first.name}_2, .... Check the path."
+                f"{first.name}_1, {first.name}_2, .... Check the path.",
+                parameter="folder",
             )
         return cls([ControlNetModel.from_pretrained(place, **options) for place in _numbered(first, count)])
 

@@ -47,7 +47,8 @@ class VQModelConfig(CoderConfig):
         if self.norm_type != "spatial":
             raise ConfigError(
                 f"norm_type = {self.norm_type!r} is not supported by VQModel. Supported: 'spatial', which "
-                "makes a VQModel a MOVQ. Use a checkpoint of Kandinsky."
+                "makes a VQModel a MOVQ. Use a checkpoint of Kandinsky.",
+                parameter="norm_type",
             )
 
 

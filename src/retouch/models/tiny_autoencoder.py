@@ -62,7 +62,8 @@ class AutoencoderTinyConfig(Config):
                 raise ConfigError(
                     f"{blocks} = {numbers} and {widths} = {channels} do not make a tiny autoencoder. It "
                     "needs as many numbers of blocks as widths, and the same width at all levels. Use the "
-                    "config.json that belongs to the weights."
+                    "config.json that belongs to the weights.",
+                    parameter=widths,
                 )
 
 

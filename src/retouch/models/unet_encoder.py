@@ -84,7 +84,8 @@ class UNetEncoderConfig(Config):
             raise ConfigError(
                 f"addition_embed_type = 'text_time' came with addition_time_embed_dim = "
                 f"{self.addition_time_embed_dim} and projection_class_embeddings_input_dim = "
-                f"{self.projection_class_embeddings_input_dim}. Both must be positive. Correct the config."
+                f"{self.projection_class_embeddings_input_dim}. Both must be positive. Correct the config.",
+                parameter="addition_embed_type",
             )
         sees_images = self.encoder_hid_dim_type == "image_proj" or self.addition_embed_type == "image"
         if sees_images and not (self.encoder_hid_dim and isinstance(self.cross_attention_dim, int)):
@@ -92,7 +93,8 @@ class UNetEncoderConfig(Config):
                 f"encoder_hid_dim = {self.encoder_hid_dim} and cross_attention_dim = "
                 f"{self.cross_attention_dim} came with encoder_hid_dim_type = {self.encoder_hid_dim_type!r} "
                 f"and addition_embed_type = {self.addition_embed_type!r}. Both must be one positive number. "
-                "Correct the config."
+                "Correct the config.",
+                parameter="encoder_hid_dim",
             )
 
     @property
@@ -106,7 +108,8 @@ class UNetEncoderConfig(Config):
             if name not in supported:
                 raise ConfigError(
                     f"{key} = {name!r} is not supported by {self._model}. Supported: "
-                    f"{', '.join(map(str, supported))}. Use a checkpoint that is made of those."
+                    f"{', '.join(map(str, supported))}. Use a checkpoint that is made of those.",
+                    parameter=key,
                 )
 
     def require_one_per_level(self, key: str) -> None:
@@ -118,7 +121,8 @@ class UNetEncoderConfig(Config):
             raise ConfigError(
                 f"{key} = {getattr(self, key)!r} is not supported by {self._model}. Supported: "
                 f"one value for each of block_out_channels = {self.block_out_channels}. Correct the "
-                f"config, or use another checkpoint."
+                f"config, or use another checkpoint.",
+                parameter=key,
             )
 
     def per_level(self, key: str) -> tuple[Any, ...]:

@@ -123,7 +123,8 @@ def _load_encoder(cls: Any, source: str, folder: Path | None, **how: Any) -> Any
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{source} does not load as a {cls.__name__}: {error}. A complete folder with config.json and "
-            f"model.safetensors is expected; download or save it again."
+            f"model.safetensors is expected; download or save it again.",
+            parameter="name",
         ) from error
     finally:
         if shown:
@@ -134,7 +135,8 @@ def _load_encoder(cls: Any, source: str, folder: Path | None, **how: Any) -> Any
         raise CheckpointError(
             f"{source} does not hold the weights of this {cls.__name__}: {len(keys)} "
             f"{kind.replace('_', ' ')} "
-            f"({', '.join(map(str, keys[:3]))}). The config and the weights must belong together."
+            f"({', '.join(map(str, keys[:3]))}). The config and the weights must belong together.",
+            parameter="name",
         )
     return model.eval()
 

@@ -156,7 +156,10 @@ class Scheduler:
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON ({error}). Download the checkpoint again.") from error
+            raise CheckpointError(
+                f"{file} is not JSON ({error}). Download the checkpoint again.",
+                parameter="name",
+            ) from error
         return cls.from_config(config, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -182,6 +182,7 @@ def test_weights_that_do_not_fit_are_an_error(
         save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(CheckpointError, match=says) as caught:
         Tiny.from_pretrained(tmp_path)
+    assert caught.value.parameter == "name"
     assert str(index if index.exists() else tmp_path / WEIGHTS) in str(caught.value)
 
 
@@ -224,6 +225,7 @@ def test_a_broken_config_is_named(model: Tiny, tmp_path: Path, text: str, error:
     with pytest.raises(error) as caught:
         Tiny.from_pretrained(tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value)
+    assert caught.value.parameter == ("name" if error is CheckpointError else "magic")
 
 
 def test_from_config_takes_what_a_file_says(model: Tiny) -> None:

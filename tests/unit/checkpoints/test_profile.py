@@ -62,6 +62,7 @@ def test_what_cannot_be_read_is_told(said: Any, names: Any, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"retouch\.json") as caught:
         Profile.of(write(tmp_path / "folder", said, names))
     assert "\n" not in str(caught.value)
+    assert caught.value.parameter == "name"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 import retouch
 from retouch.checkpoints.profile import Profile
@@ -135,8 +137,6 @@ def test_what_it_knows_and_an_empty_prompt_are_not(editor: Editor, prompt: str) 
 
 
 def test_a_folder_of_ones_own_may_have_a_vocabulary(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(tiny_checkpoint("with_names", in_channels=9), tmp_path / "mine")
     (folder / "words.json").write_text('[{"word": "gizmo"}]')
     (folder / "retouch.json").write_text('{"names": "words.json", "defaults": {"all": {"size": 64}}}')
@@ -144,6 +144,16 @@ def test_a_folder_of_ones_own_may_have_a_vocabulary(tiny_checkpoint: Any, tmp_pa
     with pytest.warns(UserWarning, match="near: gizmo"):
         edit = own.inpaint(PHOTO, BOX, "a gismo", **ONE)
     assert edit.settings["size"] == 64
+
+
+@pytest.mark.parametrize("broken", ["model_index.json", "unet/config.json", "retouch.json"])
+def test_an_error_about_the_checkpoint_carries_the_argument(
+    tiny_checkpoint: Any, tmp_path: Path, broken: str
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint("to_break", in_channels=9), tmp_path / "mine")
+    (folder / broken).write_text("{")
+    with refuses("model", broken, error=retouch.CheckpointError):
+        retouch.load(folder, device="cpu", progress=False)
 
 
 def test_compare_takes_names_and_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:

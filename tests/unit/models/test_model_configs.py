@@ -70,6 +70,7 @@ UNET_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_unet_refuses(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         UNet2DConditionModel(**settings)
+    assert f"{caught.value.parameter} = " in str(caught.value)
     assert str(caught.value).count(". ") >= 2  # what was given, what is accepted, what to do
     with pytest.raises(ConfigError, match=r"^unet/config\.json: "):
         UNet2DConditionConfig.from_dict(settings, source="unet/config.json")
@@ -91,7 +92,8 @@ AUTOENCODER_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("settings, message", AUTOENCODER_REFUSALS.values(), ids=AUTOENCODER_REFUSALS.keys())
 def test_the_autoencoder_refuses(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         AutoencoderKL(**settings)
+    assert f"{caught.value.parameter} = " in str(caught.value)
     with pytest.raises(ConfigError, match=r"^vae/config\.json: "):
         AutoencoderKLConfig.from_dict(settings, source="vae/config.json")

@@ -105,7 +105,7 @@ WRONG: dict[str, tuple[Callable[[State], Any], list[str]]] = {
 def test_files_that_do_not_fit(pipeline: Any, case: str) -> None:
     change, facts = WRONG[case]
     good = ip_adapter(pipeline.unet)
-    with refuses(None, *facts, error=CheckpointError):
+    with refuses("pretrained_model_name_or_path_or_dict", *facts, error=CheckpointError):
         pipeline.load_ip_adapter([good, change(good)])
     assert pipeline.num_ip_adapters == 0
     paint(pipeline)
@@ -113,10 +113,10 @@ def test_files_that_do_not_fit(pipeline: Any, case: str) -> None:
 
 def test_one_of_another_family(pipeline: Any, tiny_sdxl: Path) -> None:
     other = retouch.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
-    with refuses(None, "width 72", "width 32", error=CheckpointError):
+    with refuses("pretrained_model_name_or_path_or_dict", "width 72", "width 32", error=CheckpointError):
         pipeline.load_ip_adapter(ip_adapter(other.unet))
     pipeline.load_ip_adapter(ip_adapter(pipeline.unet))
-    with refuses(None, "width 72", "width 32", error=CheckpointError):
+    with refuses("pretrained_model_name_or_path_or_dict", "width 72", "width 32", error=CheckpointError):
         pipeline.load_ip_adapter(ip_adapter(other.unet))
     assert pipeline.num_ip_adapters == 1  # the one from before
 
