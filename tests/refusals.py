@@ -10,15 +10,12 @@ import pytest
 
 from retouch.errors import InputError, RetouchError
 
-# Not every error about an argument has its name in `parameter` yet. With True, all must have.
-STRICT = False
-
 
 @contextmanager
 def refuses(
     parameter: str | None, *facts: Any, error: type[RetouchError] = InputError
 ) -> Iterator[pytest.ExceptionInfo[Any]]:
-    """Fail unless the block raises an error that concerns the argument and states each of the facts.
+    """Fail unless the block raises an error that carries the argument's name and states each of the facts.
 
     A fact is a number, a name or a few words, such as an accepted value. It may stand anywhere in the text.
     `parameter` is None for an error about something other than an argument.
@@ -26,9 +23,6 @@ def refuses(
     with pytest.raises(error) as caught:
         yield caught
     message = " ".join(str(caught.value).split())
-    if STRICT or caught.value.parameter is not None:
-        assert caught.value.parameter == parameter, message
-    elif parameter is not None:
-        assert parameter in message, message
+    assert caught.value.parameter == parameter, message
     missing = [fact for fact in map(str, facts) if fact not in message]
     assert not missing, f"{missing} are not in: {message}"
