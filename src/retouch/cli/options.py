@@ -30,6 +30,9 @@ KEYWORDS = {
     "force": "force_download",
 }
 
+# Keywords that are False where their option is given.
+OPPOSITES = ("use_safetensors",)
+
 PhotoArgument = Annotated[str, typer.Argument(metavar="PHOTO", help="A picture file or its URL.")]
 MaskArgument = Annotated[
     str,

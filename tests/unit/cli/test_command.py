@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from retouch.cli.command import command
-from retouch.cli.options import Hole, Painting, Reading, flag_of
+from retouch.cli.options import Hole, Model, Painting, Reading, flag_of
 from retouch.editing.options import Options
 from retouch.errors import InputError
 
@@ -143,3 +143,44 @@ def test_every_option_of_the_verbs_has_its_flag() -> None:
     for field in dataclasses.fields(Options):
         if field.name not in ("prompt", "record", "progress"):
             assert invoke(fail, field.name).stderr == f"error: {flag_of(field.name)}: no\n"
+
+
+@pytest.mark.parametrize(
+    ("advice", "shown"),
+    [
+        ("use invert=True if it marks what to keep", "use --invert if it marks what to keep"),
+        ("give fit_mask=True, or another", "give --fit-mask, or another"),
+        ("with mask_mode='luma' or mask_mode='alpha'.", "with --mask-mode luma or --mask-mode alpha."),
+        ("less guidance (guidance_scale=7.5)", "less guidance (--guidance 7.5)"),
+        ("guidance_interval=(0.9, 0.2) is empty", "--guidance-interval 0.9,0.2 is empty"),
+        ("scheduler='euler x' is unknown", "--scheduler 'euler x' is unknown"),
+        ("feather=-1.0 is negative", "--feather -1.0 is negative"),
+        ("Give int8=False, one_pass=False or int8=True.", "Give --no-int8, --two-passes or --int8."),
+        ("pass use_safetensors=False if you trust it", "pass --pickled if you trust it"),
+        (
+            "Pass variant= with one of those; or as variant=.",
+            "Pass --variant with one of those; or as --variant.",
+        ),
+        # Neither an option of this command, nor a keyword at all.
+        ("name=3, force_download=True, use_safetensors=True, invert=False, seed=None", None),
+        ("https://example.org/a?seed=3, retouch.load(seed=3), seed == 3, steps=[1]", None),
+    ],
+)
+def test_advice_names_the_flags_of_the_command(advice: str, shown: str | None) -> None:
+    def fail(
+        name: str, *, painting: Painting, reading: Reading, hole: Hole, model: Model, warned: bool = False
+    ) -> None:
+        if warned:
+            warnings.warn(advice, stacklevel=1)
+        else:
+            raise InputError(advice)
+
+    assert invoke(fail, "a").stderr == f"error: {shown or advice}\n"
+    assert invoke(fail, "a", "--warned").stderr == f"warning: {shown or advice}\n"
+
+
+def test_an_error_that_begins_with_its_flag_has_it_once() -> None:
+    def fail(*, painting: Painting) -> None:
+        raise InputError("strength=2.0 is outside 0 to 1.", parameter="strength")
+
+    assert invoke(fail).stderr == "error: --strength 2.0 is outside 0 to 1.\n"
