@@ -231,7 +231,8 @@ def _cropped(
     for row in range(max(len(images), len(masks))):
         image, mask = images[row % len(images)], masks[row % len(masks)]
         if mask.size != image.size:
-            mask = mask.resized(*image.size)
+            resized = mask.resized(*image.size)
+            mask = resized if mask.is_soft else resized.hardened()
         if mask.is_empty:  # the run returns this picture unchanged
             box = (0, 0, *image.size)
         else:

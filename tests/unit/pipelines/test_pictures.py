@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from pipeline_pairs import mask, photo
 
 from retouch.families.call import Call
@@ -88,6 +88,19 @@ def test_a_crop_is_the_masks_with_its_margin() -> None:
     left, top, right, bottom = box
     assert left <= 82 and top <= 53 and right >= 139 and bottom >= 91 and right - left == bottom - top
     assert found.pixels is not None and found.pixels.shape == (1, 3, 96, 96) and found.cut is None
+
+
+def test_a_hard_mask_of_another_size_stays_hard_in_a_crop() -> None:
+    hole = Image.new("L", (75, 55))
+    ImageDraw.Draw(hole).ellipse((20, 10, 50, 40), fill=255)
+    for given in (hole, hole.convert("1"), hole.convert("P")):
+        with pytest.warns(UserWarning, match="scaled to the picture"):
+            found = prepared(image=photo(0, 150, 110), mask_image=given, padding_mask_crop=8)
+        assert not found.is_soft and not found.pastes[0][1].is_soft
+    blurred = hole.resize((25, 19)).resize((75, 55))
+    with pytest.warns(UserWarning, match="scaled to the picture"):
+        soft = prepared(image=photo(0, 150, 110), mask_image=blurred, padding_mask_crop=8)
+    assert soft.is_soft
 
 
 def test_speckles_of_a_jpeg_do_not_widen_the_crop() -> None:
