@@ -1,4 +1,4 @@
-"""What is kept between calls, and that it is kept by all that changes the answer."""
+"""The cache of an editor: what it keeps from one edit to the next, and that nothing stale is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def editor(tiny_sd_inpaint: Path) -> Editor:
 
 @pytest.fixture
 def counted(editor: Editor) -> Iterator[Counter[str]]:
-    """How often the text encoder and the VAE's encoder run."""
+    """Count the runs of the text encoder and of the VAE's encoder."""
     counts: Counter[str] = Counter()
     pipeline = editor.pipeline
     handles = [
@@ -45,7 +45,7 @@ def counted(editor: Editor) -> Iterator[Counter[str]]:
         handle.remove()
 
 
-def test_the_second_edit_reads_nothing_anew(editor: Editor, counted: Counter[str]) -> None:
+def test_the_second_edit_encodes_nothing_again(editor: Editor, counted: Counter[str]) -> None:
     first = editor.inpaint(PHOTO, HOLE, "a cat", **FAST)
     assert counted == {"text": 2, "picture": 2}, "both prompts, the picture and the masked picture"
     counted.clear()
@@ -56,7 +56,7 @@ def test_the_second_edit_reads_nothing_anew(editor: Editor, counted: Counter[str
     assert (np.asarray(other_seed.image) != np.asarray(first.image)).any()
 
 
-def test_variations_share_what_is_read(editor: Editor, counted: Counter[str]) -> None:
+def test_variations_share_prompts_and_pictures(editor: Editor, counted: Counter[str]) -> None:
     editor.inpaint(PHOTO, HOLE, "a cat", **FAST, variations=3)
     assert counted == {"text": 2, "picture": 2}
 
@@ -77,7 +77,7 @@ def test_variations_share_what_is_read(editor: Editor, counted: Counter[str]) ->
         ({"fill": "telea"}, {"picture": 2}),
     ],
 )
-def test_what_changes_the_answer_is_read_anew(
+def test_only_what_a_change_affects_is_encoded_again(
     editor: Editor, counted: Counter[str], changes: dict[str, Any], expected: dict[str, int]
 ) -> None:
     given: dict[str, Any] = {"photo": PHOTO, "mask": HOLE, "prompt": "a cat", **FAST}
@@ -89,7 +89,7 @@ def test_what_changes_the_answer_is_read_anew(
     np.testing.assert_array_equal(np.asarray(changed.image), np.asarray(fresh.image))
 
 
-def test_a_regular_model_keeps_the_picture_alone(tiny_sd: Path) -> None:
+def test_a_regular_model_encodes_only_the_picture(tiny_sd: Path) -> None:
     editor = retouch.load(tiny_sd, device="cpu", dtype="float32", progress=False)
     counts: list[int] = []
     handle = editor.pipeline.vae.encoder.register_forward_pre_hook(lambda *_: counts.append(1))
@@ -100,7 +100,7 @@ def test_a_regular_model_keeps_the_picture_alone(tiny_sd: Path) -> None:
 
 
 def fuse(pipeline: Any) -> None:
-    """As a fused adapter that was unloaded leaves the weights."""
+    """Change a weight, as a fused adapter does that was unloaded."""
     layer = next(part for part in pipeline.text_encoder.modules() if isinstance(part, torch.nn.Linear))
     layer.weight.data = layer.weight.data + 0.5
 
@@ -136,8 +136,8 @@ def halve(pipeline: Any) -> None:
     [(fuse,), (learn,), (learn, relearn), (replace_vae,), (tile,), (halve,)],
     ids=lambda changes: "-".join(change.__name__ for change in changes),
 )
-def test_other_weights_are_other_answers(editor: Editor, changes: Any) -> None:
-    """A used editor answers as a fresh one, whatever happened to the pipeline in between."""
+def test_changed_weights_change_the_result(editor: Editor, changes: Any) -> None:
+    """An editor that was used gives the same result as a new one after a change of the pipeline."""
     given: dict[str, Any] = {"photo": PHOTO, "mask": HOLE, "prompt": "a <word> cat", **FAST}
     for change in changes:
         editor.inpaint(**given)
@@ -147,7 +147,7 @@ def test_other_weights_are_other_answers(editor: Editor, changes: Any) -> None:
         np.testing.assert_array_equal(np.asarray(used.image), np.asarray(fresh.image))
 
 
-def test_where_there_are_adapters_nothing_of_prompts_is_kept(
+def test_prompts_are_not_kept_while_there_are_adapters(
     editor: Editor, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(editor.pipeline), "get_list_adapters", lambda self: {"unet": ["style"]})
@@ -156,7 +156,7 @@ def test_where_there_are_adapters_nothing_of_prompts_is_kept(
     assert counted["text"] == 4 and counted["picture"] == 2
 
 
-def test_it_is_bounded(editor: Editor, counted: Counter[str]) -> None:
+def test_the_number_of_entries_is_limited(editor: Editor, counted: Counter[str]) -> None:
     limits = module._PROMPTS, module._PICTURES
 
     def read(prompt: str) -> None:
@@ -168,7 +168,7 @@ def test_it_is_bounded(editor: Editor, counted: Counter[str]) -> None:
     assert len(editor._cache._states._values) == limits[0]
     counted.clear()
     read("cat 1")
-    assert not counted, "the oldest was dropped, this one is still there"
+    assert not counted, "only the oldest entry was dropped"
     read("cat 0")
     assert counted == {"text": 1}
     for seed in range(limits[1] + 2):
@@ -176,7 +176,7 @@ def test_it_is_bounded(editor: Editor, counted: Counter[str]) -> None:
     assert len(editor._cache._latents._values) == limits[1]
 
 
-def test_keeping_a_model_is_not_the_caches_business(editor: Editor) -> None:
+def test_the_cache_does_not_keep_a_model_alive(editor: Editor) -> None:
     import gc
     import weakref
 
@@ -201,7 +201,7 @@ def test_a_failure_is_not_kept(editor: Editor) -> None:
     assert len(asked) == 2
 
 
-def test_threads_get_the_same(editor: Editor) -> None:
+def test_threads_get_the_same_values(editor: Editor) -> None:
     cache, found = PipelineCache(), []
 
     def read() -> None:
