@@ -193,7 +193,7 @@ def text(found: dict[str, Any]) -> str:
     one, holes, fixed = (found[name] for name in ("one_percent", "by_hole", "by_photo_fixed_hole"))
     smallest, largest, seconds = holes[0], holes[-1], found["files"]
     clock = "seconds of the processor" if found["clock"] == "processor" else "seconds"
-    rows = [("the built-in checkpoint, 20 steps", one)]
+    rows = [("the built-in checkpoint, 12 steps", one)]
     if "middle" in found:
         rows.append(("a tenth of SD 1.5's UNet, 4 steps at 512", found["middle"]))
     lines = [

@@ -1,6 +1,6 @@
 """The names that the model knows, and the cut-outs that show them.
 
-A few frequent names work better than many rare ones: an object becomes recognisable after about 3,500 views.
+A few frequent names work better than many rare ones: an object becomes recognisable after about 3,000 views.
 So the names are everyday things that a person recognises at once, with one emoji and the synonyms of each.
 """
 
