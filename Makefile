@@ -23,7 +23,8 @@ demo: $(VENV)/.installed ## make a real edit with the built-in checkpoint: demo/
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev lint types imports ## run everything that CI runs
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --cov
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 tests/parity
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 tests/end_to_end tests/property tests/unit --cov
 
 lint: $(VENV)/.installed-dev ## check style and format
 	$(BIN)/ruff check

@@ -162,7 +162,7 @@ def may_change(edit: Edit, feather: float | None) -> np.ndarray:
     return allowed
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(some.sampled_from(["regular", "inpainting", "xl"]), requests())
 def test_all_but_the_hole_comes_back_to_the_byte(
     editors: dict[str, Editor], tmp_path_factory: pytest.TempPathFactory, family: str, request: Any
@@ -211,7 +211,7 @@ def test_all_but_the_hole_comes_back_to_the_byte(
             assert json.loads(saved.text["retouch"]) == edit.settings
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     some.sampled_from(["regular", "inpainting"]),
     some.integers(0, 2**32),
@@ -285,7 +285,7 @@ def test_every_sampler_runs_the_steps(editors: dict[str, Editor], scheduler: str
     assert list(dict.fromkeys(told)) == [1, 2, 3, 4]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(some.integers(1, 6), some.booleans())
 def test_an_edit_can_be_cancelled_at_any_step(editors: dict[str, Editor], after: int, large: bool) -> None:
     editor, photo, told = editors["inpainting"], picture("RGB", 120, 120, 1), []
