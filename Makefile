@@ -51,10 +51,10 @@ constraints: ## pin the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-constraints
 
 clean: ## remove everything that the other targets made
-	rm -rf .coverage $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/kernels/cpu/*.so
+	rm -rf .coverage $(VENV) $(VENV)-constraints demo build dist src/*.egg-info .*_cache .hypothesis src/retouch/kernels/cpu/*.so src/retouch/images/*.so
 	find src tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
 
-SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/kernels/cpu/*.cpp src/retouch/kernels/cpu/*.h)
+SETUP = pyproject.toml constraints.txt setup.py $(wildcard src/retouch/*/*.cpp src/retouch/kernels/cpu/*.cpp src/retouch/kernels/cpu/*.h)
 
 # An interrupted installation leaves no stamp file, so the next run continues it; pip skips installed packages.
 $(VENV)/.installed: $(SETUP)

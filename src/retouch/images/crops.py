@@ -57,7 +57,7 @@ def crops(
     boxes = [
         _with_context(box, context, feather, working_size, mask.size, min_aspect) for box in mask.holes()
     ]
-    return [_crop(box, working_size, factor) for box in sorted(_merged(boxes, mask.size))]
+    return [_crop(box, working_size, factor) for box in sorted(merged(boxes, mask.size))]
 
 
 def context_in_pixels(context: float | str, longer: float) -> float:
@@ -108,7 +108,7 @@ def _span(low: float, high: float, length: float, limit: int) -> tuple[int, int]
     return start, start + length
 
 
-def _merged(boxes: list[Box], size: tuple[int, int]) -> list[Box]:
+def merged(boxes: list[Box], size: tuple[int, int]) -> list[Box]:
     """Join boxes that meet until none do, so that each pixel has at most one crop.
 
     Done on a coarse canvas, since a mask of specks may have thousands of boxes.

@@ -1,0 +1,140 @@
+"""Filling holes with patches of the same photo, at its own resolution and without a model.
+
+Each hole is filled in a window around it, so that the cost follows the holes, not the photo. The native code
+in patch_fill.cpp does the work; it is an optional part of the package. Without it slower code does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from retouch.errors import InputError
+from retouch.images.crops import merged
+from retouch.images.interpolate import harmonic
+from retouch.images.mask import Box, Mask
+
+Progress = Callable[[int, int], Any]  # given what is done of how much; False stops
+
+SIDE = 9  # pixels of a patch, as in the native code
+_LEAST_CONTEXT = 128  # pixels of the photo around a hole, or the hole's longer side if that is more
+_RING = 12  # pixels around the hole in which the fill is compared with the photo
+_EVEN = 2.0  # standard deviation in pixels, over which that difference is averaged
+_DONE, _STOPPED, _NOTHING_TO_COPY = range(3)  # what the native code returns
+
+
+class Stopped(Exception):
+    """The progress function returned False."""
+
+
+def patch_fill(
+    pixels: np.ndarray,
+    inside: np.ndarray,
+    *,
+    source: np.ndarray | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
+
+    Only known pixels are copied, with `source` (height, width) only those where it is true. The same
+    arguments give the same pixels, whatever the number of threads. `progress(done, of)` stops the work with
+    `Stopped` if it returns False.
+    """
+    result = pixels.copy()
+    if not inside.any():
+        return result
+    usable = ~inside if source is None else ~inside & source
+    if not usable.any():
+        raise _nothing_to_copy()
+    fill = _method()
+    windows = _windows(inside, usable if source is not None else None)
+    for number, (left, top, right, bottom) in enumerate(windows):
+        part = slice(top, bottom), slice(left, right)
+
+        def tell(done: int, of: int, before: int = number) -> Any:
+            return True if progress is None else progress(before * of + done, len(windows) * of)
+
+        given = np.ascontiguousarray(result[part])
+        painted = fill(given, inside[part], usable[part], seed + number, tell)
+        result[part] = _joined(given, painted, inside[part])
+    return result
+
+
+def _windows(inside: np.ndarray, source: np.ndarray | None) -> list[Box]:
+    """Return the parts of the photo to fill, which do not overlap, with something to copy in each."""
+    mask = Mask(inside.astype(np.float32))
+    boxes = []
+    for left, top, right, bottom in mask.holes():
+        more = max(right - left, bottom - top, _LEAST_CONTEXT)
+        boxes.append((left - more, top - more, right + more, bottom + more))
+    if source is not None:
+        (first, last), (upper, lower) = (np.flatnonzero(source.any(axis))[[0, -1]] for axis in (0, 1))
+        boxes.append((first, upper, last + 1, lower + 1))
+        edges = np.array(boxes)
+        boxes = [(*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())]
+    width, height = mask.size
+    clipped = [(max(a, 0), max(b, 0), min(c, width), min(d, height)) for a, b, c, d in boxes]
+    return merged(clipped, mask.size)
+
+
+def _joined(photo: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Put a fill into its photo, its colours corrected by how it differs from the photo around the hole."""
+    result = photo.copy()
+    left, top, right, bottom = Mask(inside.astype(np.float32)).box
+    part = slice(max(0, top - _RING), bottom + _RING), slice(max(0, left - _RING), right + _RING)
+    hole, kept = inside[part], (~inside[part]).astype(np.float32)
+    apart = (photo[part].astype(np.float32) - painted[part]) * kept[..., None]
+    share = cv2.GaussianBlur(kept, (0, 0), _EVEN)[..., None]
+    correction = harmonic(cv2.GaussianBlur(apart, (0, 0), _EVEN) / np.maximum(share, 1e-6), ~hole)
+    corrected = np.clip(np.rint(painted[part] + correction), 0, 255).astype(np.uint8)
+    result[part][hole] = corrected[hole]
+    return result
+
+
+def _method() -> Callable[..., np.ndarray]:
+    """Return the best way to fill that this installation has."""
+    try:
+        native = importlib.import_module("retouch.images._patch_fill")
+    except ImportError:  # not built
+        pass
+    else:
+        return functools.partial(_natively, native)
+    warnings.warn(
+        "retouch was installed without its native code, so holes are filled by slower code. To build it, "
+        "install a C++ compiler and Python's headers, then install retouch again.",
+        stacklevel=3,
+    )
+    raise NotImplementedError
+
+
+def _natively(
+    native: Any, pixels: np.ndarray, inside: np.ndarray, usable: np.ndarray, seed: int, tell: Progress
+) -> np.ndarray:
+    painted = pixels.copy()
+    if min(inside.shape) < SIDE:
+        raise _nothing_to_copy()
+    hole, source = (np.ascontiguousarray(part, dtype=np.uint8) for part in (inside, usable))
+    height, width = hole.shape
+    outcome = native.fill(
+        width, height, seed % 2**32, painted.ctypes.data, hole.ctypes.data, source.ctypes.data, tell
+    )
+    if outcome == _STOPPED:
+        raise Stopped
+    if outcome == _NOTHING_TO_COPY:
+        raise _nothing_to_copy()
+    return painted
+
+
+def _nothing_to_copy() -> InputError:
+    return InputError(
+        f"There is nothing to fill the hole with: no place of {SIDE}x{SIDE} pixels around it may be copied. "
+        "Leave more of the photo outside the mask and inside source, or use fill='telea'.",
+        parameter="mask",
+    )
