@@ -1,7 +1,7 @@
 """Build the optional C++ parts; everything else about the package is in pyproject.toml.
 
-If one cannot be built, the package is installed without it: torch computes attention then, and holes are filled
-by slower code.
+If one cannot be built, the package is installed without it: torch computes attention then, and holes are
+filled by slower code.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class BuildKernel(build_ext):
 
     def warn(self, message: str) -> None:  # the base class reports the failure of an optional extension here
         super().warn(
-            f"{message}\nretouch is installed without this part, and slower code is used instead. To build it, "
-            f"install a C++ compiler and Python's headers, then install retouch again."
+            f"{message}\nretouch is installed without this part, and slower code is used instead. To build "
+            f"it, install a C++ compiler and Python's headers, then install retouch again."
         )
 
 
