@@ -45,7 +45,7 @@ MaskArgument = Annotated[
 MaskMode = Literal["auto", "luma", "alpha"]
 Join = Literal["plain", "match", "poisson"]
 Speed = Literal["exact", "balanced", "fast"]
-Fill = Literal["original", "blur", "telea", "ns", "noise", "color"]
+Fill = Literal["original", "patches", "blur", "telea", "ns", "noise", "color"]
 
 
 def option(panel: str, *names: str, **settings: Any) -> Any:

@@ -19,7 +19,7 @@ from retouch.editing.cache import PipelineCache
 from retouch.editing.models import chosen
 from retouch.editing.options import Options, margins
 from retouch.editing.painting import Job, paint
-from retouch.editing.result import Edit
+from retouch.editing.result import Edit, mean_of_known
 from retouch.editing.settings import scheduler_named
 from retouch.editing.speed import preset
 from retouch.errors import InputError, errors_about
@@ -109,13 +109,13 @@ class Editor:
         job.timings["prepare"] = perf_counter() - start
         seed = int(torch.randint(2**31, ()).item()) if options.seed is None else int(options.seed)
         seeds = [seed + variation for variation in range(options.variations)]
-        images, seams = [], []
+        images, seams, details = [], [], []
         for variation, each in enumerate(seeds):
             painted = [paint(job, index, variation, each) for index in range(len(job.crops))]
             with job.timed("finish"):
-                images.append(photo.with_painted(patch for patch, _ in painted))
-            known = [seam for _, seam in painted if seam == seam]
-            seams.append(sum(known) / len(known) if known else float("nan"))
+                images.append(photo.with_painted(patch for patch, _, _ in painted))
+            seams.append(mean_of_known([seam for _, seam, _ in painted]))
+            details.append(mean_of_known([detail for _, _, detail in painted]))
         settings = {
             "verb": verb,
             "version": version("retouch"),
@@ -136,6 +136,7 @@ class Editor:
             job.timings,
             photo,
             job.recording,
+            details,
         )
 
     def _job(self, photo: Photo, mask: Any, options: Options) -> Job:

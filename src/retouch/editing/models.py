@@ -84,15 +84,19 @@ MODELS: dict[str, ModelEntry] = {**BUILT_IN_NAMES, **SHORT_NAMES}
 _noticed = False
 
 
+def named(name: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
+    """Return the name that was given, else the one in RETOUCH_MODEL, else None."""
+    return name or os.environ.get("RETOUCH_MODEL") or None
+
+
 def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """Return the name that was given, else the one in RETOUCH_MODEL, else the built-in model's with a notice.
 
     The notice is logged once in a process, and never for a name that was given, "builtin" included.
     """
     global _noticed
-    name = name or os.environ.get("RETOUCH_MODEL")
-    if name:
-        return name
+    if found := named(name):
+        return found
     if not _noticed:
         _noticed = True
         logger.warning(notice('model="sd15-inpaint"'))

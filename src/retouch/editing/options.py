@@ -15,7 +15,6 @@ from PIL import Image
 from retouch.editing.settings import sampler_of
 from retouch.editing.speed import SPEEDS
 from retouch.errors import InputError
-from retouch.families.call import check_interval
 from retouch.images.crops import context_in_pixels
 from retouch.images.fill import Fill
 from retouch.images.join import Method
@@ -62,6 +61,7 @@ class Options:
     feather: float | None = None  # pixels over which old and new mix around the mask; None: from the crop
     join: Method = "match"
     fill: Fill = "original"
+    source: Any = None  # a mask of what may be copied, for fill="patches"; None: anything outside the hole
     mask_mode: MaskMode = "auto"
     invert: bool = False
     grow: float = 0
@@ -132,7 +132,10 @@ class Options:
                     parameter=name,
                 )
         context_in_pixels(self.context, 1)
-        check_interval(self.guidance_interval)
+        if self.guidance_interval is not None:
+            from retouch.families.call import check_interval  # brings torch, which a fill does not need
+
+            check_interval(self.guidance_interval)
         if self.scheduler is not None:
             sampler_of(self.scheduler)
         if self.progress is not None and not callable(self.progress):
@@ -145,7 +148,7 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return everything that is needed to repeat the edit, as JSON can hold it."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        del values["record"], values["progress"]
+        del values["record"], values["progress"], values["source"]
         return {key: _plain(value) for key, value in values.items()}
 
 

@@ -23,6 +23,7 @@ from retouch.editing.options import Options, Update
 from retouch.editing.settings import scheduled_steps
 from retouch.errors import Cancelled
 from retouch.images.crops import Crop
+from retouch.images.detail import detail_score
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
 from retouch.images.mask import Mask
@@ -76,8 +77,8 @@ class _Painting:
     variation: int
 
 
-def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float]:
-    """Paint and join one crop; return it, the pixels of it that belong into the photo, and its seam."""
+def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float, float]:
+    """Paint and join one crop; return it, the pixels that belong into the photo, its seam and its detail."""
     crop, layout, options = job.crops[index], job.pipeline.layout, job.options
     with job.timed("prepare"):
         given = job.photo.pixels(crop.box)
@@ -113,7 +114,8 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
         changed = (joined != given).any(axis=-1) | mask.hard
     with job.timed("finish"):
         # In the middle of the feather, where old and new count alike.
-        return (crop.box, joined, changed), seam_score(Image.fromarray(joined), mask.softened(feather))
+        seam = seam_score(Image.fromarray(joined), mask.softened(feather))
+        return (crop.box, joined, changed), seam, detail_score(joined, mask)
 
 
 def _painted(painting: _Painting, refine: bool) -> np.ndarray:

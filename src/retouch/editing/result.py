@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Edit:
     timings: Mapping[str, float]  # seconds
     photo: Photo = field(repr=False)
     recording: Any = None
+    details: Sequence[float] = ()  # 1 is natural; see retouch.images.detail
 
     @property
     def image(self) -> Image.Image:
@@ -48,6 +50,11 @@ class Edit:
     def seam(self) -> float:
         """Visibility of the first variation's edge; 1 is not at all."""
         return self.seams[0]
+
+    @property
+    def detail(self) -> float:
+        """How much detail the first variation's fill has, over that of the photo around it; 1 is natural."""
+        return self.details[0] if self.details else float("nan")
 
     @property
     def crop(self) -> tuple[int, int, int, int]:
@@ -95,3 +102,9 @@ class Edit:
             lines.append(f"Negative prompt: {settings['negative_prompt']}")
         lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items() if value not in (None, "")))
         return {"parameters": "\n".join(lines), "retouch": json.dumps(settings, ensure_ascii=False)}
+
+
+def mean_of_known(scores: Sequence[float]) -> float:
+    """Return the mean of the scores that are not NaN; NaN if none is known."""
+    known = [score for score in scores if not math.isnan(score)]
+    return sum(known) / len(known) if known else float("nan")

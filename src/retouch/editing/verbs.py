@@ -1,13 +1,19 @@
-"""The verbs as plain functions, which load the model themselves. The last model used stays loaded."""
+"""The verbs as plain functions, which load the model themselves. The last model used stays loaded.
+
+Without a model, `erase` and an `outpaint` without a prompt fill with patches of the photo (filling.py).
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from retouch.editing.editor import Editor, load
-from retouch.editing.models import chosen
+from retouch.editing import filling
+from retouch.editing.models import chosen, named
 from retouch.editing.result import Edit
+
+if TYPE_CHECKING:
+    from retouch.editing.editor import Editor
 
 _lock = threading.Lock()
 _kept: tuple[Any, Editor] | None = None
@@ -19,18 +25,35 @@ def inpaint(photo: Any, mask: Any, prompt: str = "", *, model: Any = None, **opt
 
 
 def erase(photo: Any, mask: Any, *, model: Any = None, **options: Any) -> Edit:
-    """Remove what is under the mask."""
+    """Remove what is under the mask.
+
+    Without a model the hole is filled with patches of the photo, in about a second.
+    """
+    if named(model) is None:
+        return filling.erase(photo, mask, **_without_device(options))
     return _editor(model, options).erase(photo, mask, **options)
 
 
 def outpaint(photo: Any, prompt: str = "", *, model: Any = None, **options: Any) -> Edit:
-    """Continue a photo beyond its edges: left=, right=, top=, bottom= in pixels, or aspect="16:9"."""
+    """Continue a photo beyond its edges: left=, right=, top=, bottom= in pixels, or aspect="16:9".
+
+    Without a model and a prompt, with patches of the photo.
+    """
+    if not prompt.strip() and named(model) is None:
+        return filling.outpaint(photo, **_without_device(options))
     return _editor(model, options).outpaint(photo, prompt, **options)
+
+
+def _without_device(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without those of loading a model, which change nothing where none is loaded."""
+    return {name: value for name, value in options.items() if name not in ("device", "dtype")}
 
 
 def _editor(model: Any, options: dict[str, Any]) -> Editor:
     """Return the editor of a model, loaded once; `device` and `dtype` are taken out of the options."""
     global _kept
+    from retouch.editing.editor import Editor, load
+
     if isinstance(model, Editor):
         return model
     loading = {name: options.pop(name) for name in ("device", "dtype") if name in options}

@@ -13,8 +13,9 @@ import numpy as np
 
 from retouch.errors import InputError
 from retouch.images.interpolate import pull_push
+from retouch.images.patch_fill import patch_fill
 
-Fill = Literal["original", "blur", "telea", "ns", "noise", "color"]
+Fill = Literal["original", "patches", "blur", "telea", "ns", "noise", "color"]
 
 _REACH = 5  # pixels around the hole that OpenCV's methods look at
 
@@ -24,8 +25,9 @@ def fill_hole(
 ) -> np.ndarray:
     """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
 
-    "blur" continues the surroundings smoothly, "telea" and "ns" (Navier-Stokes) continue lines, "noise" is
-    random in the surroundings' colours, "color" is one colour, "original" changes nothing.
+    "patches" continues textures and lines with patches of the picture, "blur" continues the surroundings
+    smoothly, "telea" and "ns" (Navier-Stokes) continue lines, "noise" is random in the surroundings' colours,
+    "color" is one colour, "original" changes nothing.
     """
     if fill == "original" or not inside.any():
         return pixels.copy()
@@ -41,6 +43,8 @@ def fill_hole(
         known = pixels[~inside] if not inside.all() else np.array([[0, 0, 0], [255, 255, 255]])
         draw = np.random.default_rng(seed)
         values = draw.normal(known.mean(axis=0), known.std(axis=0) + 1, pixels.shape)
+    elif fill == "patches":
+        return patch_fill(pixels, inside, seed=seed)
     elif fill == "color":
         values = np.broadcast_to(np.asarray(color, np.float32), pixels.shape)
     else:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.sizes import fill_pixels, require_size, resize_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 Resampling = Literal["lanczos", "bilinear", "nearest-exact", "nearest"]
@@ -201,6 +202,8 @@ class Mask:
             if mode == "fill":
                 values = fill_pixels(values, width, height)
             else:
+                import torch  # takes a second, which an edit without a model need not spend
+
                 values = torch.nn.functional.interpolate(values, size=(height, width))
             return replace(self, levels=values[0, 0].numpy())
         picture, filter_name = self.image(), self.resampling.removesuffix("-exact")
@@ -238,6 +241,8 @@ class Mask:
 
     def tensor(self) -> Tensor:
         """Return the levels as (1, 1, height, width)."""
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(self.levels))[None, None]
 
     def to_latents(self, height: int, width: int) -> Tensor:
@@ -245,6 +250,8 @@ class Mask:
 
         By the nearest neighbour, as checkpoints were trained.
         """
+        import torch
+
         return torch.nn.functional.interpolate(self.tensor(), size=(height, width))
 
 

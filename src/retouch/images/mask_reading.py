@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.files import load_image
 from retouch.images.mask import Mask, Resampling, levels_of, snapped
 from retouch.images.modes import deep_values, eight_bit, is_deep, luminance, require_picture
-from retouch.images.values import brightness
 
 MaskMode = Literal["auto", "luma", "alpha"]
 
@@ -39,6 +38,8 @@ def read_masks(value: Any, parameter: str = "mask_image") -> list[Mask]:
         return [mask for item in value for mask in read_masks(item, parameter)]
     if isinstance(value, Image.Image):
         return [_of_picture(value, parameter)]
+    from retouch.images.values import brightness  # brings torch, which a mask from a file does not need
+
     batch = brightness(value, parameter).detach().float().cpu()
     return [Mask(snapped(levels), "nearest") for levels in batch[:, 0].numpy()]
 
@@ -82,7 +83,7 @@ def read_photo_mask(
 
 
 def _of_anything(value: Any, size: tuple[int, int], mode: MaskMode, fit: bool) -> Mask:
-    if isinstance(value, np.ndarray | Tensor | Mask):
+    if isinstance(value, np.ndarray | Mask) or _is_tensor(value):
         masks = read_masks(value, "mask")
         if len(masks) != 1 and not isinstance(value, Mask):
             raise InputError(
@@ -190,3 +191,8 @@ def _fitted(mask: Mask, size: tuple[int, int], fit: bool) -> Mask:
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float | np.number) for value in values)
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # if nothing has imported it, there are no tensors
+    return torch is not None and isinstance(value, torch.Tensor)

@@ -40,12 +40,13 @@ def patch_fill(
     source: np.ndarray | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    is_window: bool = False,
 ) -> np.ndarray:
     """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
 
     Only known pixels are copied, with `source` (height, width) only those where it is true. The same
     arguments give the same pixels, whatever the number of threads. `progress(done, of)` stops the work with
-    `Stopped` if it returns False.
+    `Stopped` if it returns False. `is_window`: the picture is one of `windows`, so it is not divided again.
     """
     result = pixels.copy()
     if not inside.any():
@@ -54,12 +55,13 @@ def patch_fill(
     if not usable.any():
         raise _nothing_to_copy()
     fill = _method()
-    windows = _windows(inside, usable if source is not None else None)
-    for number, (left, top, right, bottom) in enumerate(windows):
+    height, width = inside.shape
+    parts = [(0, 0, width, height)] if is_window else windows(inside, source)
+    for number, (left, top, right, bottom) in enumerate(parts):
         part = slice(top, bottom), slice(left, right)
 
         def tell(done: int, of: int, before: int = number) -> Any:
-            return True if progress is None else progress(before * of + done, len(windows) * of)
+            return True if progress is None else progress(before * of + done, len(parts) * of)
 
         given = np.ascontiguousarray(result[part])
         painted = fill(given, inside[part], usable[part], seed + number, tell)
@@ -67,15 +69,17 @@ def patch_fill(
     return result
 
 
-def _windows(inside: np.ndarray, source: np.ndarray | None) -> list[Box]:
-    """Return the parts of the photo to fill, which do not overlap, with something to copy in each."""
+def windows(inside: np.ndarray, source: np.ndarray | None) -> list[Box]:
+    """Return the parts of a photo to fill one by one: each hole with its surroundings and the source."""
     mask = Mask(inside.astype(np.float32))
     boxes = []
     for left, top, right, bottom in mask.holes():
         more = max(right - left, bottom - top, _LEAST_CONTEXT)
         boxes.append((left - more, top - more, right + more, bottom + more))
     if source is not None:
-        (first, last), (upper, lower) = (np.flatnonzero(source.any(axis))[[0, -1]] for axis in (0, 1))
+        if not source.any():
+            raise _nothing_to_copy()
+        (first, last), (upper, lower) = (np.flatnonzero(source.any(axis=axis))[[0, -1]] for axis in (0, 1))
         boxes.append((first, upper, last + 1, lower + 1))
         edges = np.array(boxes)
         boxes = [(*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())]

@@ -5,12 +5,15 @@ The resizing has the reference's arithmetic, so that the model sees the same pix
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from PIL import Image
-from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.images.modes import require_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -61,6 +64,8 @@ def resize_picture(
 
 def fill_pixels(pixels: Tensor, width: int, height: int) -> Tensor:
     """Resize (batch, channels, height, width) as `resize_picture` with "fill", by the nearest neighbour."""
+    import torch  # takes a second, which callers that only resize pictures need not spend
+
     given_height, given_width = pixels.shape[-2:]
     inner_width, inner_height = _size_keeping_aspect(given_width, given_height, width, height)
     scaled = torch.nn.functional.interpolate(pixels, size=(inner_height, inner_width))
@@ -97,6 +102,8 @@ def require_size(width: int, height: int) -> None:
 
 def pad_pixels(pixels: Tensor, multiple: int) -> Tensor:
     """Grow (..., height, width) to a multiple by repeating the last row and column; undo with `crop_to`."""
+    import torch
+
     height, width = pixels.shape[-2:]
     rows = torch.arange(height + -height % multiple, device=pixels.device).clamp(max=height - 1)
     columns = torch.arange(width + -width % multiple, device=pixels.device).clamp(max=width - 1)
