@@ -151,7 +151,7 @@ class Hole:
 
     grow: Annotated[
         float | None,
-        option(HOLE, help="Widen the mask by this number of pixels.", show_default="0, erase 8"),
+        option(HOLE, help="Widen the mask by this number of pixels.", show_default="0; erase 1 to 8 px"),
     ] = None
     feather: Annotated[
         float | None,
@@ -182,8 +182,17 @@ class Hole:
         Fill | None,
         option(
             HOLE,
-            help="Content of the hole that the model starts from.",
-            show_default="original, erase telea, outpaint blur",
+            help="Content of the hole: the result without a model, or what the model starts from.",
+            show_default="patches without a model; with one original, erase telea, outpaint patches",
+        ),
+    ] = None
+    source: Annotated[
+        str | None,
+        option(
+            HOLE,
+            metavar="MASK",
+            help="What a fill by patches may copy: a file, white where it may, or a box.",
+            show_default="anything outside the hole",
         ),
     ] = None
     join: Annotated[
@@ -204,7 +213,7 @@ class Model:
             "-m",
             envvar="RETOUCH_MODEL",
             help="A short name (see `retouch models`), a folder, a file of weights, or a hub id.",
-            show_default="builtin",
+            show_default="builtin; erase and promptless outpaint need none",
             autocompletion=short_names,
         ),
     ] = None

@@ -35,10 +35,9 @@ from retouch.editing.models import DEFAULT, notice
 from retouch.errors import InputError
 
 if TYPE_CHECKING:
-    from retouch.editing.editor import Editor
     from retouch.editing.result import Edit
 
-Verb = Callable[["Editor", Any, Any, dict[str, Any]], "Edit"]
+Verb = Callable[[Any, Any, Any, dict[str, Any]], "Edit"]  # an editor, or the module `filling`
 
 CANVAS = "The larger canvas"
 
@@ -65,7 +64,7 @@ def inpaint(
 ) -> None:
     """Paint what a prompt says where the mask is white."""
 
-    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+    def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.inpaint(picture, where, prompt, **options)
 
     run("inpaint", photo, mask, paint, given(painting, reading, hole), model, output)
@@ -81,12 +80,13 @@ def erase(
     model: Model,
     output: Output,
 ) -> None:
-    """Remove what is under the mask."""
+    """Remove what is under the mask, with patches of the photo or with a model that you name."""
 
-    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+    def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
 
-    run("erase", photo, mask, paint, given(painting, reading, hole), model, output)
+    fills = model.model is None
+    run("erase", photo, mask, paint, given(painting, reading, hole), model, output, fills=fills)
 
 
 def outpaint(
@@ -103,15 +103,18 @@ def outpaint(
     model: Model,
     output: Output,
 ) -> None:
-    """Continue a photo beyond its edges."""
+    """Continue a photo beyond its edges: without a prompt and a model, with patches of the photo."""
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     if any(margins.values()) == (aspect is not None):
         raise typer.BadParameter("Give either --left, --right, --top, --bottom (some of them), or --aspect.")
 
-    def paint(editor: Editor, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
-        return editor.outpaint(picture, prompt, **margins, aspect=aspect, **options)
+    fills = model.model is None and not prompt.strip()
 
-    run("outpaint", photo, None, paint, given(painting, hole), model, output)
+    def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
+        words = () if fills else (prompt,)
+        return editor.outpaint(picture, *words, **margins, aspect=aspect, **options)
+
+    run("outpaint", photo, None, paint, given(painting, hole), model, output, fills=fills)
 
 
 def model_or_builtin(model: str | None) -> str:
@@ -138,8 +141,21 @@ def run(
     options: dict[str, Any],
     model: Model,
     output: Output,
+    *,
+    fills: bool = False,
 ) -> None:
-    """Check, load, paint, save and report: in this order, so that a typing error costs no time."""
+    """Check, load, paint, save and report: in this order, so that a typing error costs no time.
+
+    `fills`: no model is loaded; patches of the photo fill the hole.
+    """
+    if fills and output.gif:
+        raise InputError(
+            "--gif shows the steps of a model, and no model is named. Name one with --model, or leave out "
+            "--gif.",
+            parameter="gif",
+        )
+    if "source" in options:
+        options["source"] = as_mask(options["source"])
     targets = series(output.output or default_name(photo, verb), options.get("variations", 1))
     check_targets([*targets, *([output.gif] if output.gif else [])], overwrite=output.overwrite)
     check_animation_name(output.gif)
@@ -147,14 +163,23 @@ def run(
     picture, where = _inputs(photo, mask, options, model, targets)
 
     from retouch.cli.progress import StepBar
-    from retouch.editing.editor import load
 
     start = time.perf_counter()
-    editor = load(model_or_builtin(model.model), progress=False, **model.loading())
+    watched: dict[str, Any] = {}
+    editor: Any
+    if fills:
+        from retouch.editing import filling
+
+        editor = filling
+        options.pop("speed", None)  # it may come from the environment; a fill has one speed
+    else:
+        from retouch.editing.editor import load
+
+        editor = load(model_or_builtin(model.model), progress=False, **model.loading())
+        watched["record"] = output.gif is not None
     loaded = time.perf_counter() - start
-    with StepBar(preview=output.preview) as bar:
-        watched = {"progress": bar.update, "record": output.gif is not None}
-        edit = paint(editor, picture, where, options | watched)
+    with StepBar(preview=output.preview and not fills) as bar:
+        edit = paint(editor, picture, where, options | watched | {"progress": bar.update})
         bar.finish(edit.image, edit.crop)
     named = {"photo": _name_of(photo)} | ({} if mask is None else {"mask": _name_of(mask)})
     edit = dataclasses.replace(
@@ -224,6 +249,7 @@ def _tell(edit: Edit, paths: list[Path], output: Output) -> None:
                 "mode": edit.image.mode,
                 "seeds": list(edit.seeds),
                 "seams": list(edit.seams),
+                "details": list(edit.details),
                 "coverage": edit.coverage,
                 "crops": [list(crop.box) for crop in edit.crops],
                 "timings": dict(edit.timings),
@@ -231,8 +257,9 @@ def _tell(edit: Edit, paths: list[Path], output: Output) -> None:
             }
         )
         return
-    for path, seed, seam in zip(paths, edit.seeds, edit.seams, strict=True):
-        typer.echo(f"{path}  {megabytes(path.stat().st_size)}, seed {seed}, seam {seam:.2f}")
+    for path, seed, seam, detail in zip(paths, edit.seeds, edit.seams, edit.details, strict=True):
+        size = megabytes(path.stat().st_size)
+        typer.echo(f"{path}  {size}, seed {seed}, seam {seam:.2f}, detail {detail:.2f}")
     if output.gif:
         typer.echo(f"{output.gif}  {megabytes(output.gif.stat().st_size)}")
     parts = "1 crop" if len(edit.crops) == 1 else f"{len(edit.crops)} crops"

@@ -5,6 +5,7 @@ Nothing here needs torch, so an edit starts at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
 from typing import Any
@@ -46,16 +47,11 @@ _LEAST_GROW, _MOST_GROW = 1.0, 8.0  # pixels
 def erase(photo: Any, mask: Any, **options: Any) -> Edit:
     """Remove what is under the mask, and a pixel or two more, by continuing its surroundings."""
     opened, wanted = Photo.open(photo), _options("erase", options)
-    read = read_photo_mask(
-        mask,
-        opened.size,
-        mask_mode=wanted.mask_mode,
-        invert=wanted.invert,
-        grow=wanted.grow,
-        fit_mask=wanted.fit_mask,
-    )
+    reading = {"mask_mode": wanted.mask_mode, "invert": wanted.invert, "fit_mask": wanted.fit_mask}
+    read = read_photo_mask(mask, opened.size, grow=wanted.grow, **reading)
     if "grow" not in options:
-        read = _grown(read)
+        wanted = replace(wanted, grow=_usual_grow(read))
+        read = read_photo_mask(mask, opened.size, grow=wanted.grow, **reading)
     return _edit("erase", opened, read, wanted, {})
 
 
@@ -97,11 +93,11 @@ def _options(verb: str, given: dict[str, Any]) -> Options:
     return options
 
 
-def _grown(mask: Mask) -> Mask:
-    """Return the mask widened a little: the edge of a thing has colours of the thing."""
+def _usual_grow(mask: Mask) -> float:
+    """Return by how much to widen a mask: the edge of a thing still has colours of the thing."""
     longest = max(max(right - left, bottom - top) for left, top, right, bottom in mask.holes())
-    grown = mask.grown(min(max(_GROW * longest, _LEAST_GROW), _MOST_GROW))
-    return mask if grown.is_full else grown
+    grow = round(min(max(_GROW * longest, _LEAST_GROW), _MOST_GROW), 1)
+    return 0 if mask.grown(grow).is_full else grow
 
 
 def _edit(verb: str, photo: Photo, mask: Mask, options: Options, extra: dict[str, Any]) -> Edit:
