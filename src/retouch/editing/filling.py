@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from retouch.editing.options import Options, Update, margins
+from retouch.editing.options import Margins, Options, Update, margins
 from retouch.editing.result import Edit, mean_of_known
 from retouch.errors import Cancelled, InputError
 from retouch.images.crops import Crop
@@ -40,6 +40,7 @@ _APPLICABLE = (
         "progress",
     ),
 )
+_FRAME_SEEN = 16  # lines at a photo's edge, of which up to half may be a frame
 _GROW = 0.01  # of the longest hole's longer side, between these:
 _LEAST_GROW, _MOST_GROW = 1.0, 8.0  # pixels
 
@@ -47,11 +48,17 @@ _LEAST_GROW, _MOST_GROW = 1.0, 8.0  # pixels
 def erase(photo: Any, mask: Any, **options: Any) -> Edit:
     """Remove what is under the mask, and a pixel or two more, by continuing its surroundings."""
     opened, wanted = Photo.open(photo), _options("erase", options)
-    reading = {"mask_mode": wanted.mask_mode, "invert": wanted.invert, "fit_mask": wanted.fit_mask}
-    read = read_photo_mask(mask, opened.size, grow=wanted.grow, **reading)
+    read = read_photo_mask(
+        mask,
+        opened.size,
+        mask_mode=wanted.mask_mode,
+        invert=wanted.invert,
+        grow=wanted.grow,
+        fit_mask=wanted.fit_mask,
+    )
     if "grow" not in options:
         wanted = replace(wanted, grow=_usual_grow(read))
-        read = read_photo_mask(mask, opened.size, grow=wanted.grow, **reading)
+        read = read.grown(wanted.grow)
     return _edit("erase", opened, read, wanted, {})
 
 
@@ -65,12 +72,49 @@ def outpaint(
     aspect: str | float | None = None,
     **options: Any,
 ) -> Edit:
-    """Continue the photo beyond its edges, by pixels or to an aspect such as "16:9"."""
+    """Continue the photo beyond its edges, by pixels or to an aspect such as "16:9".
+
+    Scans often have a thin dark or blurred frame. Where a side has one, it is repainted too; otherwise
+    nothing inside the photo changes.
+    """
     opened, wanted = Photo.open(photo), _options("outpaint", options)
     sides = margins(opened.size, (left, top, right, bottom), aspect)
     canvas, new = opened.extended(*sides)
+    new = _with_frame(new, opened, sides)
     mask = Mask(new.astype(np.float32)).grown(wanted.grow)
     return _edit("outpaint", canvas, mask, wanted, {"margins": list(sides)})
+
+
+def _with_frame(new: np.ndarray, photo: Photo, sides: Margins) -> np.ndarray:
+    """Return what of a canvas is new, with the photo's frame on the sides that are extended."""
+    width, height = photo.size
+    depth = min(_FRAME_SEEN, width // 4, height // 4)
+    boxes = (0, 0, depth, height), (0, 0, width, depth), (width - depth, 0, width, height)
+    strips = [photo.pixels(box).astype(np.float32) for box in (*boxes, (0, height - depth, width, height))]
+    left, top, right, bottom = (
+        frame_width(lines) if side else 0
+        for lines, side in zip(
+            (strips[0].swapaxes(0, 1), strips[1], strips[2].swapaxes(0, 1)[::-1], strips[3][::-1]),
+            sides,
+            strict=True,
+        )
+    )
+    kept = ~new
+    rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
+    result = np.ones_like(new)
+    result[rows[0] + top : rows[-1] + 1 - bottom, columns[0] + left : columns[-1] + 1 - right] = False
+    return result
+
+
+def frame_width(lines: np.ndarray) -> int:
+    """Return how many of the outermost lines are a frame; `lines` (lines, length, 3) go from the edge in.
+
+    Lines of a photo differ from their neighbours by about the same everywhere; those of a frame by more.
+    """
+    steps = np.median(np.abs(np.diff(lines, axis=0)).mean(axis=-1), axis=-1)
+    usual = np.median(steps[len(steps) // 2 :]) if len(steps) else 0
+    (jumps,) = np.nonzero(steps[: len(steps) // 2] > 2 * usual + 4)
+    return 0 if not len(jumps) else int(jumps[-1]) + 1
 
 
 def _options(verb: str, given: dict[str, Any]) -> Options:

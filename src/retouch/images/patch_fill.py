@@ -26,6 +26,7 @@ SIDE = 9  # pixels of a patch, as in the native code
 _LEAST_CONTEXT = 128  # pixels of the photo around a hole, or the hole's longer side if that is more
 _RING = 12  # pixels around the hole in which the fill is compared with the photo
 _EVEN = 2.0  # standard deviation in pixels, over which that difference is averaged
+_SHIFT = 24.0  # levels by which colours of fill and photo differ at most, as a rule
 _DONE, _STOPPED, _NOTHING_TO_COPY = range(3)  # what the native code returns
 
 
@@ -94,9 +95,12 @@ def _joined(photo: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> np.nd
     left, top, right, bottom = Mask(inside.astype(np.float32)).box
     part = slice(max(0, top - _RING), bottom + _RING), slice(max(0, left - _RING), right + _RING)
     hole, kept = inside[part], (~inside[part]).astype(np.float32)
-    apart = (photo[part].astype(np.float32) - painted[part]) * kept[..., None]
-    share = cv2.GaussianBlur(kept, (0, 0), _EVEN)[..., None]
-    correction = harmonic(cv2.GaussianBlur(apart, (0, 0), _EVEN) / np.maximum(share, 1e-6), ~hole)
+    apart = photo[part].astype(np.float32) - painted[part]
+    # A large difference is a thing that ends at the hole, not a shift of colour.
+    weight = (kept * np.exp(-np.square(apart).mean(axis=-1) / _SHIFT**2))[..., None]
+    share = cv2.GaussianBlur(weight, (0, 0), _EVEN)[..., None]
+    shift = cv2.GaussianBlur(apart * weight, (0, 0), _EVEN) / (share + 0.05)
+    correction = harmonic(shift, ~hole)
     corrected = np.clip(np.rint(painted[part] + correction), 0, 255).astype(np.uint8)
     result[part][hole] = corrected[hole]
     return result
