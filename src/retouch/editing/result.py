@@ -7,12 +7,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from retouch.errors import InputError
 from retouch.images.crops import Crop
 from retouch.images.modes import eight_bit
 from retouch.images.photo import Photo
@@ -82,6 +83,32 @@ class Edit:
         `quality` is that of a JPEG, WebP or AVIF, 1 to 100.
         """
         return self.photo.save(self.images[index], path, text=self.text(index), quality=quality)
+
+    def process(self, longest: int = 720) -> Any:
+        """Return the recording with each picture in its place in the photo, and the result at its end.
+
+        The pictures are scaled down to `longest` pixels. Record the edit for it, with `record=True`.
+        """
+        if self.recording is None:
+            raise InputError(
+                "The edit was not recorded, so its process cannot be shown. Edit with record=True.",
+                parameter="record",
+            )
+        share = min(1.0, longest / max(self.image.size))
+
+        def scaled(picture: Image.Image) -> Image.Image:
+            shown = eight_bit(picture).convert("RGB")
+            return shown.resize([max(1, round(side * share)) for side in picture.size])
+
+        photo, last = scaled(self.photo.image), self.recording.frames[-1]
+        mask = self.mask.resize(photo.size)
+        left, top, right, bottom = (round(edge * share) for edge in self.crop)
+        frames = []
+        for frame in self.recording.frames:
+            painted = photo.copy()
+            painted.paste(frame.image.resize((right - left, bottom - top)), (left, top))
+            frames.append(replace(frame, image=Image.composite(painted, photo, mask)))
+        return replace(self.recording, frames=[*frames, replace(last, image=scaled(self.image))])
 
     def text(self, index: int = 0) -> dict[str, str]:
         """Return the settings as other programs read them in PNGs ("parameters"), and as JSON ("retouch")."""

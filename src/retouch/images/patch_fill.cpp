@@ -40,13 +40,14 @@ namespace {
 constexpr int SIDE = 9;            // pixels of a patch's side
 constexpr int AREA = SIDE * SIDE;
 constexpr int CHANNELS = 4;        // red, green, blue, texture
-constexpr int COARSEST = 3;        // width of the hole at the coarsest level, in patches
+constexpr int COARSEST = 5;        // width of the hole at the coarsest level, in patches
 constexpr int LEAST = 3 * SIDE;    // shorter side of the coarsest level
 constexpr int ROUNDS_COARSEST = 20, ROUNDS_BETWEEN = 12, ROUNDS_FINEST = 4;
 constexpr int LARGE = 400000;      // patches of a level from which it gets fewer rounds
 constexpr int TEXTURE_REACH = 4;   // pixels
 constexpr float TEXTURE_WEIGHT = 6.0f;
 constexpr float TRUST = 1.5f;      // how fast patches lose weight with the distance to the hole's edge
+constexpr float SHARPER = 0.4f; // of the usual tolerance in votes, at the finest level
 constexpr float NEARNESS = 120.0f; // what a source at the other end of the picture costs, as squared difference
 constexpr int NOT_SEARCHED = -1;
 
@@ -308,7 +309,8 @@ void smooth_start(Level& level) {
 
 class Filling {
   public:
-    Filling(Level& level, uint32_t seed) : level(level), patches(patches_of(level)), seed(seed) {
+    Filling(Level& level, uint32_t seed, float tolerance)
+        : level(level), patches(patches_of(level)), seed(seed), tolerance(tolerance) {
         field.across = patches.across;
         field.down = patches.down;
         field.found.assign(size_t(patches.across) * patches.down, 0);
@@ -435,7 +437,7 @@ class Filling {
         if (!count) return false;
         std::copy(differences, differences + count, sorted);
         std::nth_element(sorted, sorted + count * 3 / 4, sorted + count);
-        const float usual = float(std::max(sorted[count * 3 / 4], AREA));
+        const float usual = tolerance * float(std::max(sorted[count * 3 / 4], AREA));
         float sum[CHANNELS] = {}, total = 0;
         for (int i = 0; i < count; i++) {
             const int patch = covering[i], found = field.found[patch];
@@ -453,6 +455,7 @@ class Filling {
     Level& level;
     const Patches patches;
     const uint32_t seed;
+    const float tolerance;  // how much worse than the best a patch may be and still count in a vote
 };
 
 // Return the picture at falling sizes, until the hole is a few patches wide.
@@ -479,7 +482,7 @@ Outcome fill(Level& picture, uint32_t seed, const Progress& progress) {
     bool started = false;
     for (int number = coarsest; number >= 0; number--) {
         Level& level = levels[number];
-        Filling filling(level, scrambled(seed * 977u + number * 131u + 7u));
+        Filling filling(level, scrambled(seed * 977u + number * 131u + 7u), number == 0 ? SHARPER : 1.0f);
         if (!filling.has_sources()) {
             if (number == 0) return Outcome::nothing_to_copy;
             continue;
