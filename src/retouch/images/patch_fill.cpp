@@ -417,7 +417,8 @@ class Filling {
     int cost(int target, int source, int limit) const {
         const int x = patches.x(target), y = patches.y(target);
         const int there = patches.x(source), line = patches.y(source);
-        const float away = std::sqrt(float((there - x) * (there - x) + (line - y) * (line - y)));
+        const float across = float(there - x), down = float(line - y);  // whose squares may not fit an int
+        const float away = std::sqrt(across * across + down * down);
         const int distance = int(NEARNESS * AREA * away / (level.width + level.height));
         if (distance >= limit) return distance;
         return distance + difference(level.at(x, y), level.at(there, line), size_t(level.width) * CHANNELS,
