@@ -1,7 +1,7 @@
 """Filling holes with patches of the same photo, at its own resolution and without a model.
 
 Each hole is filled in a window around it, so that the cost follows the holes, not the photo. The native code
-in patch_fill.cpp does the work; it is an optional part of the package. Without it slower code does.
+in patch_fill.cpp does the work; it is an optional part of the package. Without it numpy does.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from retouch.errors import InputError
 from retouch.images.crops import merged
 from retouch.images.interpolate import harmonic
 from retouch.images.mask import Box, Mask
+from retouch.images.patch_fill_numpy import SIDE, fill_in_numpy, has_patch
 
 Progress = Callable[[int, int], Any]  # given what is done of how much; False stops
 
-SIDE = 9  # pixels of a patch, as in the native code
 _LEAST_CONTEXT = 128  # pixels of the photo around a hole, or the hole's longer side if that is more
 _RING = 12  # pixels around the hole in which the fill is compared with the photo
 _EVEN = 2.0  # standard deviation in pixels, over which that difference is averaged
 _SHIFT = 24.0  # levels by which colours of fill and photo differ at most, as a rule
+_MOST_PIXELS = 2**28  # of a window, because the native code counts patches in 32 bits
 _DONE, _STOPPED, _NOTHING_TO_COPY = range(3)  # what the native code returns
 
 
@@ -46,26 +47,37 @@ def patch_fill(
     """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
 
     Only known pixels are copied, with `source` (height, width) only those where it is true. The same
-    arguments give the same pixels, whatever the number of threads. `progress(done, of)` stops the work with
-    `Stopped` if it returns False. `is_window`: the picture is one of `windows`, so it is not divided again.
+    arguments give the same pixels, whatever the number of threads; numpy's differ from the native code's.
+    `progress(done, of)` stops the work with `Stopped` if it returns False. `is_window`: the picture is one of
+    `windows`, so it is not divided again.
     """
     result = pixels.copy()
     if not inside.any():
         return result
     usable = ~inside if source is None else ~inside & source
-    if not usable.any():
+    if not has_patch(usable):
         raise _nothing_to_copy()
-    fill = _method()
     height, width = inside.shape
-    parts = [(0, 0, width, height)] if is_window else windows(inside, source)
-    for number, (left, top, right, bottom) in enumerate(parts):
-        part = slice(top, bottom), slice(left, right)
+    boxes = [(0, 0, width, height)] if is_window else windows(inside, source)
+    parts = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in boxes]
+    for part in parts:
+        if not has_patch(usable[part]):
+            raise _nothing_to_copy()
+        if usable[part].size > _MOST_PIXELS:
+            raise InputError(
+                f"The part of the photo that fills a hole has {usable[part].size} pixels. At most "
+                f"{_MOST_PIXELS} are accepted. Make the photo smaller or use fill='telea'.",
+                parameter="mask",
+            )
+    fill = _method()
+    for number, part in enumerate(parts):
 
         def tell(done: int, of: int, before: int = number) -> Any:
             return True if progress is None else progress(before * of + done, len(parts) * of)
 
         given = np.ascontiguousarray(result[part])
-        painted = fill(given, inside[part], usable[part], seed + number, tell)
+        # One seed for all, so that a hole is filled the same whatever other holes there are.
+        painted = fill(given, inside[part], usable[part], seed % 2**32, tell)
         result[part] = _joined(given, painted, inside[part])
     return result
 
@@ -115,28 +127,35 @@ def _method() -> Callable[..., np.ndarray]:
     else:
         return functools.partial(_natively, native)
     warnings.warn(
-        "retouch was installed without its native code, so holes are filled by slower code. To build it, "
-        "install a C++ compiler and Python's headers, then install retouch again.",
+        "retouch was installed without its native code, so numpy fills holes, which takes six times as long. "
+        "Install a C++ compiler and Python's headers, then install retouch again.",
         stacklevel=3,
     )
-    raise NotImplementedError
+    return _in_numpy
 
 
 def _natively(
     native: Any, pixels: np.ndarray, inside: np.ndarray, usable: np.ndarray, seed: int, tell: Progress
 ) -> np.ndarray:
     painted = pixels.copy()
-    if min(inside.shape) < SIDE:
-        raise _nothing_to_copy()
     hole, source = (np.ascontiguousarray(part, dtype=np.uint8) for part in (inside, usable))
     height, width = hole.shape
     outcome = native.fill(
-        width, height, seed % 2**32, painted.ctypes.data, hole.ctypes.data, source.ctypes.data, tell
+        width, height, seed, painted.ctypes.data, hole.ctypes.data, source.ctypes.data, tell
     )
     if outcome == _STOPPED:
         raise Stopped
     if outcome == _NOTHING_TO_COPY:
         raise _nothing_to_copy()
+    return painted
+
+
+def _in_numpy(
+    pixels: np.ndarray, inside: np.ndarray, usable: np.ndarray, seed: int, tell: Progress
+) -> np.ndarray:
+    painted = fill_in_numpy(pixels, inside, usable, seed, tell)
+    if painted is None:
+        raise Stopped
     return painted
 
 
