@@ -49,7 +49,8 @@ def test_a_fill_changes_only_the_hole(method: str, hole: Any, seed: int, few_col
     before = pixels.copy()
     with pytest.MonkeyPatch.context() as patched:
         if method == "numpy":
-            patched.setitem(sys.modules, "retouch.images._patch_fill", None)
+            for name in ("retouch.images._patch_fill", "patchmatch"):
+                patched.setitem(sys.modules, name, None)
         try:
             filled = patch_fill(pixels, inside, source=source, seed=seed)
         except InputError:

@@ -1,13 +1,15 @@
 """Filling holes with patches of the same photo, at its own resolution and without a model.
 
 Each hole is filled in a window around it, so that the cost follows the holes, not the photo. The native code
-in patch_fill.cpp does the work; it is an optional part of the package. Without it numpy does.
+in patch_fill.cpp does the work; it is an optional part of the package. Without it PyPatchMatch does, and
+without that numpy.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +30,8 @@ _RING = 12  # pixels around the hole in which the fill is compared with the phot
 _EVEN = 2.0  # standard deviation in pixels, over which that difference is averaged
 _SHIFT = 24.0  # levels by which colours of fill and photo differ at most, as a rule
 _MOST_PIXELS = 2**28  # of a window, because the native code counts patches in 32 bits
+_PACKAGE = threading.Lock()  # PyPatchMatch has one seed for the whole process
+_PACKAGE_REACH = 3  # pixels of its patches to each side of their middle, as in its examples
 _DONE, _STOPPED, _NOTHING_TO_COPY = range(3)  # what the native code returns
 
 
@@ -47,9 +51,11 @@ def patch_fill(
     """Return a copy of `pixels` ((height, width, 3) of 8 bits), filled where `inside` is true.
 
     Only known pixels are copied, with `source` (height, width) only those where it is true. The same
-    arguments give the same pixels, whatever the number of threads; numpy's differ from the native code's.
+    arguments give the same pixels, whatever the number of threads; without the native code they are others.
     `progress(done, of)` stops the work with `Stopped` if it returns False. `is_window`: the picture is one of
     `windows`, so it is not divided again.
+
+    PyPatchMatch cannot be stopped within a window, and mixes in a little of what is next to `source`.
     """
     result = pixels.copy()
     if not inside.any():
@@ -126,9 +132,22 @@ def _method() -> Callable[..., np.ndarray]:
         pass
     else:
         return functools.partial(_natively, native)
+    build = "Install a C++ compiler and Python's headers, then install retouch again."
+    try:
+        package = importlib.import_module("patchmatch")
+        works = bool(getattr(package, "patchmatch_available", False))
+    except ImportError:
+        works = False
+    if works:
+        warnings.warn(
+            "retouch was installed without its native code, so PyPatchMatch fills holes, which is slower, "
+            f"less exact and cannot be stopped. {build}",
+            stacklevel=3,
+        )
+        return functools.partial(_with_package, package)
     warnings.warn(
         "retouch was installed without its native code, so numpy fills holes, which takes six times as long. "
-        "Install a C++ compiler and Python's headers, then install retouch again.",
+        + build,
         stacklevel=3,
     )
     return _in_numpy
@@ -147,6 +166,19 @@ def _natively(
         raise Stopped
     if outcome == _NOTHING_TO_COPY:
         raise _nothing_to_copy()
+    return painted
+
+
+def _with_package(
+    package: Any, pixels: np.ndarray, inside: np.ndarray, usable: np.ndarray, seed: int, tell: Progress
+) -> np.ndarray:
+    if tell(0, 100) is False:
+        raise Stopped
+    with _PACKAGE:
+        package.set_random_seed(seed)
+        painted = package.inpaint(pixels, inside, global_mask=~inside & ~usable, patch_size=_PACKAGE_REACH)
+    if tell(100, 100) is False:
+        raise Stopped
     return painted
 
 

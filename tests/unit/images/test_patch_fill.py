@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def hide_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave only numpy."""
     monkeypatch.setitem(sys.modules, NATIVE, None)
+    monkeypatch.setitem(sys.modules, "patchmatch", None)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -170,6 +173,81 @@ def test_a_far_source_is_reached(way: str) -> None:
         )
         patch_fill(given, hole, source=np.broadcast_to(np.arange(900) >= 800, (40, 900)))
     assert (seen[0] == 90).all()
+
+
+class Package(types.ModuleType):
+    """A stand-in for PyPatchMatch, which is not among the packages that tests install."""
+
+    def __init__(self, available: bool = True) -> None:
+        super().__init__("patchmatch")
+        self.patchmatch_available = available
+        self.seeds: list[int] = []
+        self.calls: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+
+    def set_random_seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def inpaint(
+        self, image: np.ndarray, mask: np.ndarray, *, global_mask: np.ndarray, patch_size: int
+    ) -> np.ndarray:
+        self.calls.append((image.copy(), mask, global_mask, patch_size))
+        return np.where(mask[..., None], np.uint8(7), image)
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Package:
+    hide_native_code(monkeypatch)
+    package = Package()
+    monkeypatch.setitem(sys.modules, "patchmatch", package)
+    return package
+
+
+def test_the_package_is_used_where_it_is_installed(package: Package) -> None:
+    given, seen = noise(*SIZE, 3), []
+    source = X < 90
+    with pytest.warns(UserWarning, match="PyPatchMatch fills holes.*install retouch again") as warned:
+        filled = patch_fill(
+            given, HOLE, source=source, seed=-1, progress=lambda *numbers: seen.append(numbers)
+        )
+    assert warned[0].filename == __file__
+    assert (filled[HOLE] == 7).all()
+    np.testing.assert_array_equal(filled[~HOLE], given[~HOLE])
+    assert package.seeds == [2**32 - 1] and seen == [(0, 100), (100, 100)]
+    [(image, mask, barred, _)] = package.calls
+    np.testing.assert_array_equal(image, given)
+    np.testing.assert_array_equal(mask, HOLE)
+    np.testing.assert_array_equal(barred, ~source & ~HOLE)
+
+
+def test_the_package_stops_between_windows(package: Package) -> None:
+    holes = np.zeros((60, 900), bool)
+    holes[20:30, 20:30] = holes[20:30, 700:710] = True
+    for limit, calls in ((0, 0), (50, 1), (100, 1)):
+        package.calls.clear()
+        with pytest.raises(Stopped):
+            patch_fill(noise(60, 900, 3), holes, progress=lambda done, of, limit=limit: done < limit)
+        assert len(package.calls) == calls
+
+
+def test_a_package_that_does_not_work_is_left_alone(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for broken in (Package(available=False), types.ModuleType("patchmatch")):
+        monkeypatch.setitem(sys.modules, "patchmatch", broken)
+        with pytest.warns(UserWarning, match="numpy fills holes"):
+            filled = patch_fill(spoilt(SLOPE, SPOT), SPOT)
+        assert np.abs(filled.astype(int) - SLOPE).max() < 10
+
+
+def test_the_real_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_native_code(monkeypatch)
+    monkeypatch.delitem(sys.modules, "patchmatch")
+    pytest.importorskip("patchmatch")
+    photo = texture("checks")
+    first, again = (patch_fill(spoilt(photo, HOLE), HOLE) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[~HOLE], photo[~HOLE])
+    assert np.abs(first.astype(int) - photo)[HOLE].mean() < 30
 
 
 MIDDLE = (np.abs(X - 60) < 14) & (np.abs(Y - 48) < 14)
