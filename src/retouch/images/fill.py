@@ -37,14 +37,14 @@ def fill_hole(
             "fill='color'.",
             parameter="fill",
         )
+    if fill == "patches":
+        return patch_fill(pixels, inside, seed=seed)
     if fill == "blur":
         values = pull_push(pixels, (~inside).astype(np.float32))
     elif fill == "noise":
         known = pixels[~inside] if not inside.all() else np.array([[0, 0, 0], [255, 255, 255]])
         draw = np.random.default_rng(seed)
         values = draw.normal(known.mean(axis=0), known.std(axis=0) + 1, pixels.shape)
-    elif fill == "patches":
-        return patch_fill(pixels, inside, seed=seed)
     elif fill == "color":
         values = np.broadcast_to(np.asarray(color, np.float32), pixels.shape)
     else:

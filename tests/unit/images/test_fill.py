@@ -14,6 +14,7 @@ Y, X = np.mgrid[0:60, 0:80]
 SLOPE = np.stack([X + 60, 2 * Y + 40, 200 - X], axis=-1).astype(np.uint8)
 HOLE = (np.abs(X - 40) < 15) & (np.abs(Y - 30) < 12)
 SPOILT = np.where(HOLE[..., None], np.uint8(255), SLOPE)
+pytestmark = pytest.mark.filterwarnings("ignore:retouch was installed without its native code")
 
 
 @pytest.mark.parametrize("fill", get_args(Fill))
@@ -26,7 +27,7 @@ def test_all_but_the_hole_stays(fill: Any) -> None:
     assert (filled[HOLE] == 255).all() == (fill == "original")
 
 
-@pytest.mark.parametrize(("fill", "levels"), [("blur", 12), ("telea", 12), ("ns", 12)])
+@pytest.mark.parametrize(("fill", "levels"), [("blur", 12), ("telea", 12), ("ns", 12), ("patches", 12)])
 def test_the_surroundings_are_continued(fill: Any, levels: int) -> None:
     error = np.abs(fill_hole(SPOILT, HOLE, fill).astype(int) - SLOPE)[HOLE]
     assert error.mean() < levels, "the hole itself was 80 levels off"
@@ -39,6 +40,13 @@ def test_noise_has_the_surroundings_colours_and_the_seed() -> None:
     np.testing.assert_allclose(first.std(0), SLOPE[~HOLE].std(0), rtol=0.2)
 
 
+def test_patches_copy_texture_and_have_a_seed() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, SLOPE.shape, dtype=np.uint8)
+    first, again, other = (fill_hole(photo, HOLE, "patches", seed=seed)[HOLE] for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+    assert first.std() > 3 * fill_hole(photo, HOLE, "blur")[HOLE].std()
+
+
 def test_color() -> None:
     assert (fill_hole(SPOILT, HOLE, "color")[HOLE] == 127).all()
     assert (fill_hole(SPOILT, HOLE, "color", color=(1, 2, 3))[HOLE] == (1, 2, 3)).all()
@@ -46,7 +54,7 @@ def test_color() -> None:
 
 def test_a_hole_that_is_everything_or_nothing() -> None:
     every = np.ones_like(HOLE)
-    for fill in ("blur", "telea", "ns"):
+    for fill in ("blur", "telea", "ns", "patches"):
         with pytest.raises(InputError, match=r"the hole leaves none.*fill='noise'"):
             fill_hole(SPOILT, every, fill)  # type: ignore[arg-type]
     assert fill_hole(SPOILT, every, "noise").std() > 20
