@@ -92,6 +92,12 @@ class Editor:
         """
         speed = preset(given.pop("speed", None), self.pipeline)
         options = Options.of(**{**defaults, **self.profile.defaults_of(verb), **speed, **given})
+        if options.source is not None:
+            raise InputError(
+                "source says what a fill without a model may copy, and a model paints here. Leave it out, or "
+                "use retouch.erase or retouch.outpaint without a model.",
+                parameter="source",
+            )
         prompt, names = options.prompt, self.profile.names
         if prompt.strip() and names and not self.profile.named_in(prompt):
             near, name = self.profile.near(prompt), self.model or self.pipeline.name_or_path

@@ -21,24 +21,22 @@ from retouch.images.detail import detail_score
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
 from retouch.images.mask import Mask
-from retouch.images.mask_reading import read_photo_mask
-from retouch.images.patch_fill import Stopped, patch_fill, windows
+from retouch.images.mask_reading import read_photo_mask, read_source
+from retouch.images.patch_fill import SIDE, Stopped, patch_fill, windows
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 
 _APPLICABLE = (
-    *(
-        "mask_mode",
-        "invert",
-        "grow",
-        "fit_mask",
-        "fill",
-        "source",
-        "feather",
-        "seed",
-        "variations",
-        "progress",
-    ),
+    "mask_mode",
+    "invert",
+    "grow",
+    "fit_mask",
+    "fill",
+    "source",
+    "feather",
+    "seed",
+    "variations",
+    "progress",
 )
 _FRAME_SEEN = 16  # lines at a photo's edge, of which up to half may be a frame
 _GROW = 0.01  # of the longest hole's longer side, between these:
@@ -59,7 +57,7 @@ def erase(photo: Any, mask: Any, **options: Any) -> Edit:
     if "grow" not in options:
         wanted = replace(wanted, grow=_usual_grow(read))
         read = read.grown(wanted.grow)
-    return _edit("erase", opened, read, wanted, {})
+    return _edit("erase", opened, read, wanted, _source(wanted, opened.size), {})
 
 
 def outpaint(
@@ -75,14 +73,42 @@ def outpaint(
     """Continue the photo beyond its edges, by pixels or to an aspect such as "16:9".
 
     Scans often have a thin dark or blurred frame. Where a side has one, it is repainted too; otherwise
-    nothing inside the photo changes.
+    nothing inside the photo changes. `source` has the photo's size, not that of the result.
     """
     opened, wanted = Photo.open(photo), _options("outpaint", options)
+    if wanted.invert:
+        raise InputError(
+            "invert=True has no meaning in outpaint, which repaints what is new. Leave it out.",
+            parameter="invert",
+        )
+    if wanted.grow < 0:
+        raise InputError(
+            f"grow={wanted.grow} would leave a part of the new area empty. In outpaint it takes 0 or more.",
+            parameter="grow",
+        )
     sides = margins(opened.size, (left, top, right, bottom), aspect)
+    source = _source(wanted, opened.size)
     canvas, new = opened.extended(*sides)
-    new = _with_frame(new, opened, sides)
-    mask = Mask(new.astype(np.float32)).grown(wanted.grow)
-    return _edit("outpaint", canvas, mask, wanted, {"margins": list(sides)})
+    if source is not None:
+        usable = np.zeros_like(new)
+        usable[~new] = source.ravel()
+        source = usable
+    mask = Mask(_with_frame(new, opened, sides).astype(np.float32)).grown(wanted.grow)
+    if mask.is_full:
+        raise InputError(
+            f"grow={wanted.grow} leaves nothing of the photo. Grow the new area by less.", parameter="grow"
+        )
+    try:
+        return _edit("outpaint", canvas, mask, wanted, source, {"margins": list(sides)})
+    except InputError as error:
+        if error.parameter != "mask":
+            raise
+        width, height = opened.size
+        raise InputError(
+            f"The photo is {width}x{height} and has no place of {SIDE}x{SIDE} pixels that may be copied. "
+            f"Use fill='telea'{'' if source is None else ', or a larger source'}.",
+            parameter="photo" if source is None else "source",
+        ) from error
 
 
 def _with_frame(new: np.ndarray, photo: Photo, sides: Margins) -> np.ndarray:
@@ -134,7 +160,20 @@ def _options(verb: str, given: dict[str, Any]) -> Options:
             "'patches' is the best one.",
             parameter="fill",
         )
+    if options.source is not None and options.fill != "patches":
+        raise InputError(
+            f"source says which patches may be copied, but fill={options.fill!r} copies none. Leave one of "
+            "them out.",
+            parameter="source",
+        )
     return options
+
+
+def _source(options: Options, size: tuple[int, int]) -> np.ndarray | None:
+    """Return which pixels of a photo may be copied; None: anything outside the hole."""
+    if options.source is None:
+        return None
+    return read_source(options.source, size, mask_mode=options.mask_mode, fit_mask=options.fit_mask)
 
 
 def _usual_grow(mask: Mask) -> float:
@@ -144,9 +183,15 @@ def _usual_grow(mask: Mask) -> float:
     return 0 if mask.grown(grow).is_full else grow
 
 
-def _edit(verb: str, photo: Photo, mask: Mask, options: Options, extra: dict[str, Any]) -> Edit:
+def _edit(
+    verb: str,
+    photo: Photo,
+    mask: Mask,
+    options: Options,
+    source: np.ndarray | None,
+    extra: dict[str, Any],
+) -> Edit:
     start = perf_counter()
-    source = None if options.source is None else read_photo_mask(options.source, photo.size).inside
     parts = windows(mask.inside, source)
     prepared = perf_counter()
     seeds = [int(options.seed or 0) + variation for variation in range(options.variations)]
@@ -155,19 +200,10 @@ def _edit(verb: str, photo: Photo, mask: Mask, options: Options, extra: dict[str
         patches: list[Patch] = []
         scores = []
         for number, box in enumerate(parts):
-            part = slice(box[1], box[3]), slice(box[0], box[2])
             inside, given = mask.cropped(box), photo.pixels(box)
-            usable = None if source is None else source[part]
+            usable = None if source is None else source[box[1] : box[3], box[0] : box[2]]
             report = _Report(options, number, len(parts), variation, given)
-            if options.fill == "patches":
-                try:
-                    filled = patch_fill(
-                        given, inside.inside, source=usable, seed=seed, progress=report, is_window=True
-                    )
-                except Stopped:
-                    raise Cancelled("The edit was cancelled; nothing was changed.") from None
-            else:
-                filled = fill_hole(given, inside.inside, options.fill, seed=seed)
+            filled = _filled(given, inside.inside, usable, options, seed, report)
             joined = join(given, filled, inside, feather=options.feather or 0, method="plain")
             patches.append((box, joined, (joined != given).any(axis=-1) | inside.hard))
             scores.append((seam_score(Image.fromarray(joined), inside), detail_score(joined, inside)))
@@ -195,6 +231,26 @@ def _edit(verb: str, photo: Photo, mask: Mask, options: Options, extra: dict[str
         photo,
         details=details,
     )
+
+
+def _filled(
+    given: np.ndarray,
+    inside: np.ndarray,
+    usable: np.ndarray | None,
+    options: Options,
+    seed: int,
+    report: _Report,
+) -> np.ndarray:
+    """Return a part of the photo with its hole filled, if `report` does not stop it."""
+    try:
+        if options.fill == "patches":
+            return patch_fill(given, inside, source=usable, seed=seed, progress=report, is_window=True)
+        filled = fill_hole(given, inside, options.fill, seed=seed)
+        if not report(1, 1):
+            raise Stopped
+        return filled
+    except Stopped:
+        raise Cancelled("The edit was cancelled; nothing was changed.") from None
 
 
 class _Report:

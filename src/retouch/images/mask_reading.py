@@ -82,6 +82,23 @@ def read_photo_mask(
     return mask
 
 
+def read_source(
+    value: Any, size: tuple[int, int], *, mask_mode: MaskMode = "auto", fit_mask: bool = False
+) -> np.ndarray:
+    """Read which pixels of a photo may be copied, in any form of a mask: true where it is white."""
+    try:
+        usable = _of_anything(value, size, mask_mode, fit_mask).hard
+    except InputError as error:
+        raise InputError(f"source is read like a mask. {error}", parameter="source") from error
+    if not usable.any():
+        raise InputError(
+            "source is empty: nothing in it is white, so nothing may be copied. Mark what may be copied, or "
+            "leave source out to copy anything outside the hole.",
+            parameter="source",
+        )
+    return usable
+
+
 def _of_anything(value: Any, size: tuple[int, int], mode: MaskMode, fit: bool) -> Mask:
     if isinstance(value, np.ndarray | Mask) or _is_tensor(value):
         masks = read_masks(value, "mask")
