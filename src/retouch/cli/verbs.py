@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def erase(
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
 
-    fills = model.model is None
+    fills = not model.model
     run("erase", photo, mask, paint, given(painting, reading, hole), model, output, fills=fills)
 
 
@@ -108,7 +109,7 @@ def outpaint(
     if any(margins.values()) == (aspect is not None):
         raise typer.BadParameter("Give either --left, --right, --top, --bottom (some of them), or --aspect.")
 
-    fills = model.model is None and not prompt.strip()
+    fills = not model.model and not prompt.strip()
 
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         words = () if fills else (prompt,)
@@ -154,8 +155,15 @@ def run(
             "--gif.",
             parameter="gif",
         )
-    if "source" in options:
-        options["source"] = as_mask(options["source"])
+    if fills and (model.variant or model.pickled):
+        raise InputError(
+            "It says how to read a model's weights, and no model is named. Name one with --model, or leave "
+            "it out.",
+            parameter="variant" if model.variant else "use_safetensors",
+        )
+    source = options.get("source")
+    if source is not None:
+        options["source"] = as_mask(source)
     targets = series(output.output or default_name(photo, verb), options.get("variations", 1))
     check_targets([*targets, *([output.gif] if output.gif else [])], overwrite=output.overwrite)
     check_animation_name(output.gif)
@@ -171,7 +179,8 @@ def run(
         from retouch.editing import filling
 
         editor = filling
-        options.pop("speed", None)  # it may come from the environment; a fill has one speed
+        if options.get("speed") == os.environ.get("RETOUCH_SPEED"):
+            options.pop("speed", None)  # it is meant for models; a fill has one speed
     else:
         from retouch.editing.editor import load
 
@@ -181,7 +190,8 @@ def run(
     with StepBar(preview=output.preview and not fills) as bar:
         edit = paint(editor, picture, where, options | watched | {"progress": bar.update})
         bar.finish(edit.image, edit.crop)
-    named = {"photo": _name_of(photo)} | ({} if mask is None else {"mask": _name_of(mask)})
+    inputs = {"photo": photo, "mask": mask, "source": source}
+    named = {name: _name_of(given) for name, given in inputs.items() if given is not None}
     edit = dataclasses.replace(
         edit, settings={**edit.settings, **named}, timings={"load": loaded, **edit.timings}
     )
