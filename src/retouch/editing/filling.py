@@ -137,9 +137,11 @@ def frame_width(lines: np.ndarray) -> int:
 
     Lines of a photo differ from their neighbours by about the same everywhere; those of a frame by more.
     """
+    if len(lines) < _FRAME_SEEN // 2:
+        return 0  # a few lines do not show what is usual
+    half = len(lines) // 2
     steps = np.median(np.abs(np.diff(lines, axis=0)).mean(axis=-1), axis=-1)
-    usual = np.median(steps[len(steps) // 2 :]) if len(steps) else 0
-    (jumps,) = np.nonzero(steps[: len(steps) // 2] > 2 * usual + 4)
+    (jumps,) = np.nonzero(steps[:half] > 2 * np.median(steps[half:]) + 4)
     return 0 if not len(jumps) else int(jumps[-1]) + 1
 
 
@@ -191,8 +193,8 @@ def _edit(
     source: np.ndarray | None,
     extra: dict[str, Any],
 ) -> Edit:
-    start = perf_counter()
-    parts = windows(mask.inside, source)
+    start, feather = perf_counter(), options.feather or 0
+    parts = windows(mask.softened(feather).inside, source)
     prepared = perf_counter()
     seeds = [int(options.seed or 0) + variation for variation in range(options.variations)]
     images, seams, details = [], [], []
@@ -201,10 +203,12 @@ def _edit(
         scores = []
         for number, box in enumerate(parts):
             inside, given = mask.cropped(box), photo.pixels(box)
+            # The new pixels reach as far as they are mixed with the old ones.
+            hole = inside.softened(feather).inside
             usable = None if source is None else source[box[1] : box[3], box[0] : box[2]]
             report = _Report(options, number, len(parts), variation, given)
-            filled = _filled(given, inside.inside, usable, options, seed, report)
-            joined = join(given, filled, inside, feather=options.feather or 0, method="plain")
+            filled = _filled(given, hole, usable, options, seed, report)
+            joined = join(given, filled, inside, feather=feather, method="plain")
             patches.append((box, joined, (joined != given).any(axis=-1) | inside.hard))
             scores.append((seam_score(Image.fromarray(joined), inside), detail_score(joined, inside)))
         images.append(photo.with_painted(patches))
