@@ -37,8 +37,13 @@ def test_inpaint_with_nothing_named(pixels: Any) -> None:
 @pytest.mark.parametrize(
     "words", [("erase", "photo.png", "mask.png"), ("outpaint", "photo.png", "--left", 8)], ids=lambda w: w[0]
 )
-def test_the_other_verbs(words: tuple[Any, ...]) -> None:
-    result = done(*words, "-o", "out.png", "--json", *ONE)
+def test_the_other_verbs_use_it_if_it_is_named(words: tuple[Any, ...]) -> None:
+    result = done(*words, "-o", "out.png", "--json", *ONE, "-m", "builtin")
+    assert json.loads(result.stdout)["settings"]["model"] == "builtin" and result.stderr == ""
+
+
+def test_outpaint_with_a_prompt_paints_with_it() -> None:
+    result = done("outpaint", "photo.png", "a tree", "--left", 8, "-o", "out.png", "--json", *ONE)
     assert json.loads(result.stdout)["settings"]["model"] == "builtin"
     assert result.stderr.count("No model is named") == 1
 

@@ -96,7 +96,9 @@ class Painting:
     seed: Annotated[
         int | None,
         option(
-            PAINTING, help="The same seed, the same picture; variation i has seed + i.", show_default="random"
+            PAINTING,
+            help="The same seed, the same picture; variation i has seed + i.",
+            show_default="random; without a model 0",
         ),
     ] = None
     variations: Annotated[
@@ -151,11 +153,19 @@ class Hole:
 
     grow: Annotated[
         float | None,
-        option(HOLE, help="Widen the mask by this number of pixels.", show_default="0; erase 1 to 8 px"),
+        option(
+            HOLE,
+            help="Widen the mask by this number of pixels.",
+            show_default="0, erase 8; without a model 1 to 8",
+        ),
     ] = None
     feather: Annotated[
         float | None,
-        option(HOLE, help="Pixels over which old and new mix.", show_default="a fiftieth of the crop"),
+        option(
+            HOLE,
+            help="Pixels over which old and new mix.",
+            show_default="a fiftieth of the crop; without a model 0",
+        ),
     ] = None
     context: Annotated[
         str | None,
@@ -182,8 +192,8 @@ class Hole:
         Fill | None,
         option(
             HOLE,
-            help="Content of the hole: the result without a model, or what the model starts from.",
-            show_default="patches without a model; with one original, erase telea, outpaint patches",
+            help="Content of the hole: without a model the result, with one what it starts from.",
+            show_default="original, erase telea, outpaint blur; without a model patches",
         ),
     ] = None
     source: Annotated[
@@ -213,7 +223,7 @@ class Model:
             "-m",
             envvar="RETOUCH_MODEL",
             help="A short name (see `retouch models`), a folder, a file of weights, or a hub id.",
-            show_default="builtin; erase and promptless outpaint need none",
+            show_default="builtin; erase, and outpaint without a prompt, need none",
             autocompletion=short_names,
         ),
     ] = None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 from retouch.cli.options import (
@@ -17,6 +18,7 @@ from retouch.cli.options import (
     given,
     short_names,
 )
+from retouch.editing.filling import erase
 from retouch.editing.options import Options
 from retouch.images import fill, join, mask_reading
 
@@ -53,6 +55,12 @@ def test_the_defaults_that_help_shows_are_those_of_the_library(name: str) -> Non
 def test_defaults_that_differ_by_verb_begin_with_the_common_one() -> None:
     for name in ("grow", "context", "fill"):
         assert str(shown_default(Hole, name)).split(",")[0] == str(getattr(Options(), name))
+
+
+def test_defaults_without_a_model_are_those_of_a_fill() -> None:
+    settings = erase(np.zeros((40, 40, 3), np.uint8), (10, 10, 20, 20)).settings
+    for group, name in ((Painting, "seed"), (Hole, "fill"), (Hole, "feather")):
+        assert str(shown_default(group, name)).endswith(f"; without a model {settings[name]}")
 
 
 def test_only_what_is_given_is_passed_on() -> None:

@@ -42,7 +42,6 @@ def test_nothing_named_means_built_in_and_is_said_once(
     place = {"device": "cpu", "dtype": "float32"}
     first = retouch.inpaint(PHOTO, BOX, "a red apple", **ONE, **place)
     again = retouch.inpaint(PHOTO, BOX, "a red apple", **ONE, **place)
-    assert retouch.erase(PHOTO, BOX, **ONE, **place).settings["model"] == "builtin"
     assert retouch.outpaint(PHOTO, "a tree", left=64, **ONE, **place).settings["model"] == "builtin"
     assert retouch.load(**place, progress=False).model == "builtin"
     assert [record.getMessage() for record in caplog.records] == [models.notice('model="sd15-inpaint"')]
@@ -54,7 +53,10 @@ def test_nothing_named_means_built_in_and_is_said_once(
 
 
 def test_the_name_says_nothing(editor: Editor, caplog: pytest.LogCaptureFixture) -> None:
-    retouch.inpaint(PHOTO, BOX, "a cat", model="builtin", device="cpu", dtype="float32", **ONE)
+    named = {"model": "builtin", "device": "cpu", "dtype": "float32", **ONE}
+    retouch.inpaint(PHOTO, BOX, "a cat", **named)
+    assert retouch.erase(PHOTO, BOX, **named).settings["model"] == "builtin"
+    assert retouch.outpaint(PHOTO, left=64, **named).settings["model"] == "builtin"
     assert caplog.records == [] and editor.model == "builtin"
 
 

@@ -181,6 +181,7 @@ def test_photos_of_no_colours(refusing: Editor, photo: Any) -> None:
         ("join", "glue", "glue"),
         ("record", 3, "int"),
         ("stepz", 3, "steps"),
+        ("source", (0, 0, 20, 20), "without a model"),
     ],
 )
 def test_options_are_refused_before_the_model_runs(

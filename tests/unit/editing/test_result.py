@@ -130,13 +130,13 @@ class TestVerbs:
 
     def test_the_model_stays_loaded(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded: list[Any] = []
-        real = verbs.load
+        real = retouch.load
 
         def load(name: Any, **options: Any) -> Editor:
             loaded.append((name, options))
             return real(name, progress=False, **options)
 
-        monkeypatch.setattr(verbs, "load", load)
+        monkeypatch.setattr("retouch.editing.editor.load", load)
         place = {"device": "cpu", "dtype": "float32"}
         first = retouch.inpaint(PHOTO, HOLE, "a cat", model=tiny_sd, seed=1, **place, **FAST)
         again = retouch.inpaint(PHOTO, HOLE, "a cat", model=str(tiny_sd), seed=1, **place, **FAST)
