@@ -12,6 +12,8 @@ import numpy as np
 from retouch.images.mask import Mask
 
 _MARGIN = 5  # side in pixels of the square by which both parts keep away from the edge
+# Added to both gradients, so that a plain fill of a plain photo scores 1. A step of one level has 4.
+_PLAIN = 1.0
 
 
 def detail_score(pixels: np.ndarray, mask: Mask) -> float:
@@ -25,4 +27,4 @@ def detail_score(pixels: np.ndarray, mask: Mask) -> float:
     inner, outer = cv2.erode(hard, square) > 0, cv2.dilate(hard, square) == 0
     if not inner.any() or not outer.any():
         return float("nan")
-    return float(slope[inner].mean() / max(slope[outer].mean(), 1e-6))
+    return float((slope[inner].mean() + _PLAIN) / (slope[outer].mean() + _PLAIN))
