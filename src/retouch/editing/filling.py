@@ -22,7 +22,8 @@ from retouch.images.fill import fill_hole
 from retouch.images.join import join
 from retouch.images.mask import Mask
 from retouch.images.mask_reading import read_photo_mask, read_source
-from retouch.images.patch_fill import SIDE, Stopped, patch_fill, windows
+from retouch.images.patch_fill import Stopped, patch_fill, windows
+from retouch.images.patch_fill_numpy import SIDE
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 

@@ -48,6 +48,8 @@ constexpr int TEXTURE_REACH = 4;   // pixels
 constexpr float TEXTURE_WEIGHT = 6.0f;
 constexpr float TRUST = 1.5f;      // how fast patches lose weight with the distance to the hole's edge
 constexpr float SHARPER = 0.4f; // of the usual tolerance in votes, at the finest level
+constexpr float KEEP_COLOURS = 0.03f;  // against keeping the steps between neighbours, in the finish
+constexpr int SEAM_SWEEPS = 60;
 constexpr float NEARNESS = 120.0f; // what a source at the other end of the picture costs, as squared difference
 constexpr int NOT_SEARCHED = -1;
 
@@ -337,7 +339,7 @@ class Filling {
             field.found[target] = found < 0 ? any_source(target) : found;
             field.difference[target] = AREA;
         }
-        vote(false);
+        vote();
     }
     void compare() {
         for (int target : patches.targets)
@@ -377,26 +379,63 @@ class Filling {
             field.difference[target] = least;
         }
     }
-    // Give each pixel of the hole the mean of its patches; with `and_around`, each pixel that a patch covers.
-    // Return by how much the pixels of the hole changed in the mean.
-    double vote(bool and_around) {
+    // Give each pixel of the hole the mean of its patches. Return by how much they changed in the mean.
+    double vote() {
         std::vector<uint8_t> voted = level.pixels;
         double changed = 0, pixels = 0;
         for (int y = 0; y < level.height; y++)
             for (int x = 0; x < level.width; x++) {
-                const bool is_hole = level.hole[level.index(x, y)];
-                if (!is_hole && !and_around) continue;
-                float mean[CHANNELS];
-                if (!mean_at(x, y, mean)) continue;
+                if (!level.hole[level.index(x, y)]) continue;
+                Votes votes;
+                if (!count_votes<false>(x, y, votes)) continue;
                 uint8_t* to = &voted[level.index(x, y) * CHANNELS];
                 for (int c = 0; c < CHANNELS; c++) {
-                    to[c] = uint8_t(mean[c] + 0.5f);
-                    if (is_hole) changed += std::abs(int(to[c]) - int(level.at(x, y)[c]));
+                    to[c] = uint8_t(votes.colour[c] + 0.5f);
+                    changed += std::abs(int(to[c]) - int(level.at(x, y)[c]));
                 }
-                pixels += is_hole;
+                pixels++;
             }
         level.pixels.swap(voted);
         return pixels ? changed / pixels / CHANNELS : 0;
+    }
+    // Make the steps between neighbours those that the patches have, and keep the colours as far as that allows
+    // ("screened Poisson"). Where patches from different places meet, and at the hole's edge, no seam is left.
+    void smooth_seams() {
+        const size_t step[2] = {1, size_t(level.width)};
+        std::vector<float> wanted[2], now(level.pixels.begin(), level.pixels.end());
+        for (auto& steps : wanted) steps.assign(now.size(), 0);
+        std::vector<uint8_t> is_known[2] = {std::vector<uint8_t>(level.hole.size()),
+                                            std::vector<uint8_t>(level.hole.size())};
+        for (int y = 0; y < level.height; y++)
+            for (int x = 0; x < level.width; x++) {
+                const size_t here = level.index(x, y);
+                const bool right = x + 1 < level.width && (level.hole[here] || level.hole[here + 1]);
+                const bool below = y + 1 < level.height && (level.hole[here] || level.hole[here + step[1]]);
+                Votes votes;
+                if (!(right || below) || !count_votes<true>(x, y, votes)) continue;
+                for (int axis = 0; axis < 2; axis++) {
+                    is_known[axis][here] = (axis == 0 ? right : below) && votes.step_weight[axis] > 0;
+                    for (int c = 0; c < 3; c++) wanted[axis][here * CHANNELS + c] = votes.step[axis][c];
+                }
+            }
+        const std::vector<float> voted = now;
+        for (int sweep = 0; sweep < SEAM_SWEEPS; sweep++)
+            for (size_t here = 0; here < level.hole.size(); here++) {
+                if (!level.hole[here]) continue;
+                for (int c = 0; c < 3; c++) {
+                    const size_t at = here * CHANNELS + c;
+                    float sum = KEEP_COLOURS * voted[at], weight = KEEP_COLOURS;
+                    for (int axis = 0; axis < 2; axis++) {
+                        const size_t away = step[axis] * CHANNELS;
+                        if (is_known[axis][here]) sum += now[at + away] - wanted[axis][at], weight++;
+                        if (here >= step[axis] && is_known[axis][here - step[axis]])
+                            sum += now[at - away] + wanted[axis][at - away], weight++;
+                    }
+                    now[at] += 1.6f * (sum / weight - now[at]);  // more than the whole way: it settles sooner
+                }
+            }
+        for (size_t i = 0; i < now.size(); i++)
+            if (level.hole[i / CHANNELS]) level.pixels[i] = uint8_t(std::clamp(now[i] + 0.5f, 0.0f, 255.0f));
     }
 
     Field field;
@@ -424,8 +463,13 @@ class Filling {
         return distance + difference(level.at(x, y), level.at(there, line), size_t(level.width) * CHANNELS,
                                      limit - distance);
     }
+    // What the patches that cover a pixel say of it: its colour, and the step to its right and lower neighbour.
+    struct Votes {
+        float colour[CHANNELS] = {}, step[2][CHANNELS] = {}, step_weight[2] = {};
+    };
     // Patches count by how well they fit, relative to the others here, and by how near to the edge they are.
-    bool mean_at(int x, int y, float* mean) const {
+    template <bool WITH_STEPS>
+    bool count_votes(int x, int y, Votes& votes) const {
         int covering[AREA], differences[AREA], sorted[AREA], count = 0, least = INT32_MAX;
         for (int top = std::max(0, y - SIDE + 1); top <= std::min(y, patches.down - 1); top++)
             for (int left = std::max(0, x - SIDE + 1); left <= std::min(x, patches.across - 1); left++) {
@@ -439,17 +483,29 @@ class Filling {
         std::copy(differences, differences + count, sorted);
         std::nth_element(sorted, sorted + count * 3 / 4, sorted + count);
         const float usual = tolerance * float(std::max(sorted[count * 3 / 4], AREA));
-        float sum[CHANNELS] = {}, total = 0;
+        float total = 0;
         for (int i = 0; i < count; i++) {
             const int patch = covering[i], found = field.found[patch];
             const float weight =
                 patches.trust[patch] * std::exp(-float(differences[i] - least) / usual) + 1e-12f;
-            const uint8_t* from = level.at(patches.x(found) + x - patches.x(patch),
-                                           patches.y(found) + y - patches.y(patch));
-            for (int c = 0; c < CHANNELS; c++) sum[c] += weight * from[c];
+            const int column = x - patches.x(patch), line = y - patches.y(patch);
+            const uint8_t* from = level.at(patches.x(found) + column, patches.y(found) + line);
+            for (int c = 0; c < CHANNELS; c++) votes.colour[c] += weight * from[c];
             total += weight;
+            if (!WITH_STEPS) continue;
+            const uint8_t* next[2] = {column + 1 < SIDE ? from + CHANNELS : nullptr,
+                                      line + 1 < SIDE ? from + size_t(level.width) * CHANNELS : nullptr};
+            for (int axis = 0; axis < 2; axis++) {
+                if (!next[axis]) continue;
+                for (int c = 0; c < 3; c++) votes.step[axis][c] += weight * (int(next[axis][c]) - int(from[c]));
+                votes.step_weight[axis] += weight;
+            }
         }
-        for (int c = 0; c < CHANNELS; c++) mean[c] = sum[c] / total;
+        for (int c = 0; c < CHANNELS; c++) {
+            votes.colour[c] /= total;
+            for (int axis = 0; WITH_STEPS && axis < 2; axis++)
+                if (votes.step_weight[axis] > 0) votes.step[axis][c] /= votes.step_weight[axis];
+        }
         return true;
     }
 
@@ -501,13 +557,13 @@ Outcome fill(Level& picture, uint32_t seed, const Progress& progress) {
         for (int round = 0, pass = 0; round < rounds; round++) {
             const int passes = !started && round == 0 ? 5 : 1;
             for (int i = 0; i < passes; i++) filling.search(pass++);
-            const bool is_last = round == rounds - 1;
-            const double changed = filling.vote(is_last && number == 0);
+            const double changed = filling.vote();
             filling.compare();
             if (!progress(int(100 * ((coarsest - number) + double(round + 1) / rounds) / (coarsest + 1)), 100))
                 return Outcome::stopped;
-            if (!is_last && changed < settled) round = rounds - 2;  // one more: the finest has to end with `and_around`
+            if (changed < settled) break;
         }
+        if (number == 0) filling.smooth_seams();
         field = std::move(filling.field);
         started = true;
     }
@@ -568,7 +624,7 @@ PyMethodDef methods[] = {
     {"fill", fill_hole, METH_VARARGS,
      "fill(width, height, seed, pixels, hole, source, listener)\n\nFill the hole of `pixels` (3 bytes each) in "
      "place. The arrays are given by their addresses. Returns 0, or 1 if `listener(done, of)` returned False, or "
-     "2 if there is nothing to copy. Pixels around the hole are replaced by what the patches have there, too."},
+     "2 if there is nothing to copy."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -17,7 +17,7 @@ from retouch.images.interpolate import harmonic
 
 SIDE = 9  # pixels of a patch; this and the numbers below are those of the native code
 AREA = SIDE * SIDE
-_COARSEST, _LEAST = 3 * SIDE, 3 * SIDE  # pixels: width of the hole and shorter side at the coarsest level
+_COARSEST, _LEAST = 5 * SIDE, 3 * SIDE  # pixels: width of the hole and shorter side at the coarsest level
 _ROUNDS_COARSEST, _ROUNDS_BETWEEN, _ROUNDS_FINEST = 20, 12, 4
 _LARGE = 400_000  # patches of a level from which it gets fewer rounds
 _TEXTURE_REACH, _TEXTURE_WEIGHT = 4, 6.0
