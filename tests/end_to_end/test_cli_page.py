@@ -12,7 +12,7 @@ from cli_runs import done, read
 from pages import examples, page
 from PIL import Image, ImageDraw
 
-from retouch.cli import comparison, options, verbs
+from retouch.cli import comparison, verbs
 from retouch.editing.models import SHORT_NAMES
 
 PAGE = page("docs/cli.md")
@@ -24,7 +24,15 @@ def test_examples(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Fewer steps and smaller sizes only save time here.
-    monkeypatch.setattr(verbs, "given", lambda *groups: {**options.given(*groups), "steps": 2, "size": 64})
+    run = verbs.run
+
+    def quickly(
+        verb: str, photo: str, mask: Any, paint: Any, options: dict[str, Any], *more: Any, **how: Any
+    ) -> None:
+        less = {} if how.get("fills") else {"steps": 2, "size": 64}
+        run(verb, photo, mask, paint, {**options, **less}, *more, **how)
+
+    monkeypatch.setattr(verbs, "run", quickly)
     monkeypatch.setitem(comparison._SETTINGS, "steps", ("num_inference_steps", lambda text: 2))
     hub.add(SHORT_NAMES["sd15-inpaint"].repository, tiny_sd_inpaint)
     hub.add(SHORT_NAMES["sd15"].repository, tiny_sd)
@@ -53,8 +61,9 @@ def test_examples(
     for name in ("bench.png", "empty.png"):
         changed = (read(name) != pixels).any(axis=-1)
         assert changed[inside].mean() > 0.9 and not changed[:, :300].any()
-    assert read("wide.png").shape == (450, 800, 3)
-    np.testing.assert_array_equal(read("wide.png")[:, 130:670], pixels[:, 30:570])
+    for name in ("wide.png", "wider.png"):
+        assert read(name).shape == (450, 800, 3)
+        np.testing.assert_array_equal(read(name)[:, 130:670], pixels[:, 30:570])
     marked = read("marked.png") > 0  # by GrabCut, the last
     assert (marked & inside).sum() / (marked | inside).sum() > 0.7
     np.testing.assert_array_equal(read("cutout-mask.png"), 255 * inside)

@@ -26,6 +26,7 @@ def test_examples(hub: Any, tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: 
     hub.add(SHORT_NAMES["sd15-inpaint"].repository, tiny_sd_inpaint)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verbs, "_kept", None)
+    monkeypatch.delenv("RETOUCH_MODEL", raising=False)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
     mask = np.zeros((90, 120), np.uint8)
@@ -39,7 +40,10 @@ def test_examples(hub: Any, tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: 
     changed = (np.asarray(names["cat"].image) != photo).any(axis=-1)
     assert changed[32:48, 42:78].mean() > 0.9 and not changed[:20].any() and not changed[:, :30].any()
     assert names["wide"].image.size == (160, 90) and names["more"].image.size == (184, 122)
-    assert names["without"].settings["verb"] == "erase"
+    assert names["without"].settings["verb"] == "erase" and "model" in names["without"].settings
+    for name, size in (("empty", (120, 90)), ("wider", (160, 90)), ("copied", (120, 90))):
+        assert names[name].image.size == size and "model" not in names[name].settings
+    assert names["copied"].seeds == [3, 4]
 
 
 def test_the_table_knows_every_option_and_its_default() -> None:

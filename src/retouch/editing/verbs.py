@@ -27,7 +27,7 @@ def inpaint(photo: Any, mask: Any, prompt: str = "", *, model: Any = None, **opt
 def erase(photo: Any, mask: Any, *, model: Any = None, **options: Any) -> Edit:
     """Remove what is under the mask.
 
-    Without a model the hole is filled with patches of the photo, in about a second.
+    Without a model the hole is filled with patches of the photo; `source` marks what may be copied.
     """
     if named(model) is None:
         return filling.erase(photo, mask, **_without_device(options))
@@ -37,7 +37,7 @@ def erase(photo: Any, mask: Any, *, model: Any = None, **options: Any) -> Edit:
 def outpaint(photo: Any, prompt: str = "", *, model: Any = None, **options: Any) -> Edit:
     """Continue a photo beyond its edges: left=, right=, top=, bottom= in pixels, or aspect="16:9".
 
-    Without a model and a prompt, with patches of the photo.
+    Without a model and a prompt, with patches of the photo; `source` marks what may be copied.
     """
     if not prompt.strip() and named(model) is None:
         return filling.outpaint(photo, **_without_device(options))
