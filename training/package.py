@@ -55,7 +55,7 @@ PROFILE: dict[str, Any] = {
         "No faces or people, no text or letters, no styles, no counts, no relations between things.",
         "It paints 128 x 128 pixels: larger holes are scaled up and stay soft.",
         "Things look like the 3D icons and drawings that it learnt from, not like photos.",
-        "An empty prompt continues sky, grass, walls, water; it does not rebuild structure.",
+        "It does not remove things: an empty prompt paints a soft background. Erase without a model instead.",
     ],
 }
 
