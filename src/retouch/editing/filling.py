@@ -23,7 +23,7 @@ from retouch.images.join import join
 from retouch.images.mask import Mask
 from retouch.images.mask_reading import read_photo_mask, read_source
 from retouch.images.patch_fill import Stopped, patch_fill, windows
-from retouch.images.patch_fill_numpy import SIDE
+from retouch.images.patch_fill_numpy import SIDE, has_patch
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 
@@ -91,25 +91,22 @@ def outpaint(
     source = _source(wanted, opened.size)
     canvas, new = opened.extended(*sides)
     if source is not None:
-        usable = np.zeros_like(new)
-        usable[~new] = source.ravel()
-        source = usable
+        of_photo, source = source, np.zeros_like(new)
+        source[~new] = of_photo.ravel()
     mask = Mask(_with_frame(new, opened, sides).astype(np.float32)).grown(wanted.grow)
     if mask.is_full:
         raise InputError(
             f"grow={wanted.grow} leaves nothing of the photo. Grow the new area by less.", parameter="grow"
         )
-    try:
-        return _edit("outpaint", canvas, mask, wanted, source, {"margins": list(sides)})
-    except InputError as error:
-        if error.parameter != "mask":
-            raise
+    usable = ~mask.softened(wanted.feather or 0).inside
+    if wanted.fill == "patches" and not has_patch(usable if source is None else usable & source):
         width, height = opened.size
         raise InputError(
             f"The photo is {width}x{height} and has no place of {SIDE}x{SIDE} pixels that may be copied. "
             f"Use fill='telea'{'' if source is None else ', or a larger source'}.",
             parameter="photo" if source is None else "source",
-        ) from error
+        )
+    return _edit("outpaint", canvas, mask, wanted, source, {"margins": list(sides)})
 
 
 def _with_frame(new: np.ndarray, photo: Photo, sides: Margins) -> np.ndarray:
