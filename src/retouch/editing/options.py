@@ -61,6 +61,7 @@ class Options:
     feather: float | None = None  # pixels over which old and new mix around the mask; None: from the crop
     join: Method = "match"
     fill: Fill = "original"
+    matte: bool = False  # with a prompt: only the painted thing, laid on a fill by patches
     source: Any = None  # a mask of what may be copied, for fill="patches"; None: anything outside the hole
     mask_mode: MaskMode = "auto"
     invert: bool = False
@@ -119,10 +120,13 @@ class Options:
             raise InputError(
                 f"feather={self.feather} is negative; give pixels, 0 for a hard edge.", parameter="feather"
             )
-        if not isinstance(self.int8, bool):
-            raise InputError(
-                f"int8={self.int8!r} is neither True nor False; leave it out for False.", parameter="int8"
-            )
+        for name in ("int8", "matte"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                default = "False" if name == "int8" else "the checkpoint's default"
+                raise InputError(
+                    f"{name}={value!r} is neither True nor False; leave it out for {default}.", parameter=name
+                )
         for name, accepted in _CHOICES.items():
             value = getattr(self, name)
             if value not in accepted:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from retouch.editing.cache import PipelineCache
+from retouch.editing.laying import Grounds, laid
 from retouch.editing.memory import with_fallbacks, with_tiled_vae
 from retouch.editing.options import Options, Update
 from retouch.editing.settings import scheduled_steps
@@ -50,6 +52,12 @@ class Job:
     cache: PipelineCache
     recording: Recording | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    unprompted: dict[Any, np.ndarray] = field(default_factory=dict)  # see _painted_unprompted
+
+    @cached_property
+    def grounds(self) -> Grounds:
+        """What a painted thing is laid on."""
+        return Grounds(self.photo, self.mask)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -88,20 +96,22 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
         # The model paints whole latents.
         reach = feather / 2 + layout.stride * max(crop.size) / max(crop.width, crop.height)
 
-    def attempt(pipeline: Pipeline, share: float = 1.0) -> np.ndarray:
+    def attempt(pipeline: Pipeline, share: float = 1.0) -> tuple[Image.Image, np.ndarray | None]:
         multiple = layout.multiple
         width, height = (
             max(multiple, int(side * share) // multiple * multiple) for side in (crop.width, crop.height)
         )
         smaller = replace(crop, width=width, height=height)
         painting = _Painting(job, pipeline, smaller, given, mask, feather, reach, seed, index, variation)
-        return _painted(painting, refine=share == 1)
+        picture = _painted(painting, refine=share == 1)
+        wanted = options.matte and options.prompt.strip()
+        return picture, _painted_unprompted(painting) if wanted else None
 
     def tiled() -> Pipeline:
         return with_tiled_vae(job.pipeline, max(crop.width, crop.height) // 2)
 
     with job.timed("paint"), job.pipeline.keeping_memory():
-        painted = with_fallbacks(
+        picture, without = with_fallbacks(
             [
                 ("", lambda: attempt(job.pipeline)),
                 ("with the VAE in tiles", lambda: attempt(tiled())),
@@ -110,16 +120,22 @@ def paint(job: Job, index: int, variation: int, seed: int) -> tuple[Patch, float
             ]
         )
     with job.timed("join"):
+        painted = np.asarray(picture.resize(crop.size, Image.Resampling.LANCZOS))
         joined = join(given, painted, mask, feather=feather, method=options.join, reach=reach)
-        changed = (joined != given).any(axis=-1) | mask.hard
+        edge = mask.softened(feather)  # its middle, where old and new count alike
+    if without is not None:
+        with job.timed("matte"):
+            on_ground = laid(joined, picture, without, crop.box, job.grounds, feather)
+        if on_ground is not None:
+            joined, edge = on_ground, mask
+    changed = (joined != given).any(axis=-1) | mask.hard
     with job.timed("finish"):
-        # In the middle of the feather, where old and new count alike.
-        seam = seam_score(Image.fromarray(joined), mask.softened(feather))
+        seam = seam_score(Image.fromarray(joined), edge)
         return (crop.box, joined, changed), seam, detail_score(joined, mask)
 
 
-def _painted(painting: _Painting, refine: bool) -> np.ndarray:
-    """Return a crop as the pipeline paints it, at the photo's resolution."""
+def _painted(painting: _Painting, refine: bool) -> Image.Image:
+    """Return a crop as the pipeline paints it, at the size that it was painted at last."""
     job, crop, given = painting.job, painting.crop, painting.given
     options, size, own = job.options, (crop.width, crop.height), crop.size
     picture = np.asarray(Image.fromarray(given).resize(size, Image.Resampling.LANCZOS))
@@ -130,18 +146,41 @@ def _painted(painting: _Painting, refine: bool) -> np.ndarray:
     second = math.ceil(_REFINE * options.steps) if refine else 0
     report = _Report(painting, options.steps + second)
     result = _call(painting, picture, options.strength, options.steps, report)
-    coarse = np.asarray(result.resize(own, Image.Resampling.LANCZOS))
     if not refine:
-        return coarse
+        return result
+    coarse = np.asarray(result.resize(own, Image.Resampling.LANCZOS))
     joined = join(given, coarse, painting.mask, feather=painting.feather, reach=painting.reach)
     fine = Image.fromarray(joined).resize(_fine_size(own, job), Image.Resampling.LANCZOS)
     strength = min(_REFINE, options.strength)
-    result = _call(painting, np.asarray(fine), strength, second, report, tile_size=job.working_size)
-    return np.asarray(result.resize(own, Image.Resampling.LANCZOS))
+    return _call(painting, np.asarray(fine), strength, second, report, tile_size=job.working_size)
+
+
+def _painted_unprompted(painting: _Painting) -> np.ndarray:
+    """Return a crop with its hole painted for an empty prompt, in one step, at the working size.
+
+    One step from noise gives about the mean of all that may be there, which is smooth: what the painting for
+    the prompt has in addition is the thing. It is the same for all variations.
+    """
+    job, crop = painting.job, painting.crop
+    kept, key = job.unprompted, (painting.index, crop.width, crop.height)
+    if key not in kept:
+        options = replace(
+            job.options, prompt="", negative_prompt=None, guidance_scale=1.0, guidance_interval=None
+        )
+        unprompted = replace(job, options=options)
+        size = crop.width, crop.height
+        picture = np.asarray(Image.fromarray(painting.given).resize(size, Image.Resampling.LANCZOS))
+        kept[key] = np.asarray(_call(replace(painting, job=unprompted, seed=0), picture, 1.0, 1))
+    return kept[key]
 
 
 def _call(
-    painting: _Painting, pixels: np.ndarray, strength: float, steps: int, report: _Report, **extra: Any
+    painting: _Painting,
+    pixels: np.ndarray,
+    strength: float,
+    steps: int,
+    report: _Report | None = None,
+    **extra: Any,
 ) -> Image.Image:
     options, pipeline = painting.job.options, painting.pipeline
     height, width = pixels.shape[:2]
@@ -160,13 +199,15 @@ def _call(
         "guidance_interval": options.guidance_interval,
         "reuse_deep_features": options.reuse_deep_features,
         "generator": torch.Generator().manual_seed(painting.seed),  # on the CPU: the same on any device
-        "record": painting.job.recording if report.is_first else None,
+        "record": painting.job.recording if report is not None and report.is_first else None,
         **extra,
     }
     with pipeline.start(**arguments, cache=painting.job.cache) as run:
         for progress in run:
-            report.step(run, progress, steps)
-        report.end_pass(steps)
+            if report is not None:
+                report.step(run, progress, steps)
+        if report is not None:
+            report.end_pass(steps)
         image: Image.Image = run.result().images[0]
     return image
 

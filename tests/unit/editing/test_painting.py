@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
+from refusals import refuses
 
 import retouch
 from retouch.editing.editor import Editor
@@ -193,3 +194,83 @@ def test_no_gradients_are_kept(editor: Editor) -> None:
         edit = editor.inpaint(SLOPE, (180, 130, 220, 170), size=64, steps=1)
     latents = list(editor._cache._latents._values.values())
     assert edit and not any(value.requires_grad for value in latents)
+
+
+class TestMatte:
+    """Only the painted thing is laid on a fill by patches of the photo."""
+
+    NOISE = np.clip(SLOPE + np.random.default_rng(3).normal(0, 20, SLOPE.shape), 0, 255).astype(np.uint8)
+    HOLE = (120, 80, 240, 200)
+
+    @staticmethod
+    def painter(arguments: dict[str, Any]) -> Image.Image:
+        """Answer with a smear, and with a red disc on it if there is a prompt."""
+        picture = arguments["image"].filter(ImageFilter.GaussianBlur(8))
+        if arguments["prompt"]:
+            width, height = picture.size
+            ImageDraw.Draw(picture).ellipse(
+                (0.4 * width, 0.4 * height, 0.6 * width, 0.6 * height), (230, 30, 40)
+            )
+        return picture
+
+    def edit(self, editor: Editor, monkeypatch: pytest.MonkeyPatch, prompt: str, **options: Any) -> Any:
+        self.calls = Calls(monkeypatch, editor, self.painter)
+        return editor.inpaint(self.NOISE, self.HOLE, prompt, size=128, one_pass=True, seed=0, **options)
+
+    def test_the_rest_of_the_hole_is_sharp(self, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+        smeared = self.edit(editor, monkeypatch, "a ball", matte=False)
+        laid = self.edit(editor, monkeypatch, "a ball", matte=True)
+        ring = np.s_[84:110, 124:236]
+        assert np.asarray(smeared.image)[ring].std(axis=(0, 1)).mean() < 12
+        assert np.asarray(laid.image)[ring].std(axis=(0, 1)).mean() > 17
+        red, green, blue = np.asarray(laid.image)[130:150, 170:190].mean(axis=(0, 1))
+        assert red > green + 60 and red > blue + 60
+        outside = np.asarray(laid.mask) == 0
+        assert np.array_equal(np.asarray(laid.image)[outside], self.NOISE[outside])
+
+    def test_one_more_call_for_all_variations(self, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+        several = self.edit(editor, monkeypatch, "a ball", matte=True, variations=2, steps=5)
+        assert [call["prompt"] for call in self.calls.made] == ["a ball", "", "a ball"]
+        last = self.calls.made[1]
+        assert last["guidance_scale"] == 1 and last["num_inference_steps"] == 1 and last["record"] is None
+        assert several.images[0].tobytes() == several.images[1].tobytes()
+
+    def test_nothing_changes_without_a_prompt(self, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+        on, off = (self.edit(editor, monkeypatch, " ", matte=matte) for matte in (True, False))
+        assert on.image.tobytes() == off.image.tobytes() and len(self.calls.made) == 1
+        assert "matte" not in on.timings
+
+    def test_no_thing_and_nothing_to_copy(self, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The painting is joined as without a matte."""
+        monkeypatch.setattr(self, "painter", lambda arguments: arguments["image"], raising=False)
+        on, off = (self.edit(editor, monkeypatch, "fog", matte=matte) for matte in (True, False))
+        assert on.image.tobytes() == off.image.tobytes()
+        monkeypatch.undo()
+        frame = np.ones((300, 400), bool)
+        frame[::8] = frame[:, ::8] = False  # no place of a patch's size is left
+
+        def edit(matte: bool) -> bytes:
+            Calls(monkeypatch, editor, self.painter)
+            return editor.inpaint(self.NOISE, frame, "a ball", size=128, seed=0, matte=matte).image.tobytes()
+
+        assert edit(True) == edit(False)
+
+    def test_a_soft_mask_mixes_old_and_new(self, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+        levels = np.zeros((300, 400), np.float32)
+        levels[80:200, 120:240] = 1
+        levels[80:200, 100:120] = 0.5
+        Calls(monkeypatch, editor, self.painter)
+        laid = editor.inpaint(self.NOISE, levels, "a ball", size=128, one_pass=True, seed=0, matte=True)
+        off = np.abs(np.asarray(laid.image).astype(int) - self.NOISE)
+        assert off[80:200, 100:120].mean() < 0.75 * off[84:110, 124:236].mean() and off[:, :100].max() == 0
+
+
+@pytest.mark.parametrize("wrong", [1, "yes", None])
+def test_matte_is_true_or_false(editor: Editor, wrong: Any) -> None:
+    with refuses("matte", "neither True nor False"):
+        editor.inpaint(SLOPE, (40, 40, 110, 90), "a cat", matte=wrong)
+
+
+def test_a_model_without_such_a_profile_lays_nothing(editor: Editor) -> None:
+    edit = editor.inpaint(SLOPE, (40, 40, 110, 90), "a cat", size=64, steps=1)
+    assert edit.settings["matte"] is False and "matte" not in edit.timings
