@@ -196,6 +196,15 @@ class Hole:
             show_default="original, erase telea, outpaint blur; without a model patches",
         ),
     ] = None
+    matte: Annotated[
+        bool | None,
+        option(
+            HOLE,
+            "--matte/--no-matte",
+            help="Lay only the painted thing on a fill by patches of the photo.",
+            show_default="no, or the checkpoint's",
+        ),
+    ] = None
     source: Annotated[
         str | None,
         option(
