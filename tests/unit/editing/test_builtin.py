@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from refusals import refuses
@@ -182,3 +183,44 @@ def test_compare_takes_names_and_their_settings(monkeypatch: pytest.MonkeyPatch)
     assert [result.image.size for result in sheet.results] == [(400, 300)] * 2
     one = retouch.compare(photo, mask, "a cat", num_inference_steps=1, padding_mask_crop=5)
     assert len(one.results) == 1 and calls[-1]["padding_mask_crop"] == 5
+
+
+def test_only_the_thing_is_laid_on_patches_of_the_photo(editor: Editor) -> None:
+    """Around the thing, the hole has the photo's detail; settings repeat it, and the option turns it off."""
+    rng = np.random.default_rng(5)
+    grey = np.clip(rng.normal(120, 25, (300, 400, 1)) + rng.normal(0, 4, (300, 400, 3)), 0, 255)
+    photo, box = grey.astype(np.uint8), (140, 80, 260, 200)
+    edit = editor.inpaint(photo, box, "a heart", seed=1)
+    assert edit.settings["matte"] is True and "matte" in edit.timings
+    names = ("prompt", "seed", "steps", "guidance_scale", "context", "matte")
+    given = {name: edit.settings[name] for name in names}
+    assert editor.inpaint(photo, box, **given).image.tobytes() == edit.image.tobytes()
+    plain = editor.inpaint(photo, box, **given | {"matte": False})
+
+    def detail(result: retouch.Edit, thing: np.ndarray) -> float:
+        part = np.asarray(result.image)[80:200, 140:260].mean(axis=-1)
+        steps = np.abs(np.diff(part, axis=1))[:, :119]
+        return float(steps[~thing[:, :119]].mean())
+
+    pixels = np.asarray(plain.image)[80:200, 140:260].astype(int)
+    red = (pixels[..., 0] - pixels[..., 1] > 25).astype(np.uint8)
+    thing = cv2.dilate(red, np.ones((9, 9), np.uint8)) > 0
+    assert 0.1 < thing.mean() < 0.9
+    usual = float(np.abs(np.diff(photo.mean(axis=-1), axis=1)).mean())
+    assert detail(edit, thing) > 0.7 * usual and detail(plain, thing) < 0.1 * usual
+    laid = np.asarray(edit.image)[80:200, 140:260].astype(int)
+    assert ((laid[..., 0] - laid[..., 1] > 25) & (red > 0)).sum() > 0.6 * red.sum(), "the heart is there"
+    outside = np.asarray(edit.mask) == 0
+    assert np.array_equal(np.asarray(edit.image)[outside], photo[outside])
+
+
+def test_an_empty_prompt_and_erase_lay_nothing(editor: Editor) -> None:
+    on, off = (editor.inpaint(PHOTO, BOX, "", matte=matte, **ONE) for matte in (True, False))
+    assert on.image.tobytes() == off.image.tobytes()
+    assert "matte" not in editor.erase(PHOTO, BOX, **ONE).timings
+
+
+def test_variations_repeat_with_their_own_seeds(editor: Editor) -> None:
+    both = editor.inpaint(PHOTO, BOX, "a cat", seed=4, steps=2, variations=2)
+    second = editor.inpaint(PHOTO, BOX, "a cat", seed=5, steps=2)
+    assert both.images[1].tobytes() == second.image.tobytes()
