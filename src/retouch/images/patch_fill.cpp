@@ -49,6 +49,7 @@ constexpr float TEXTURE_WEIGHT = 6.0f;
 constexpr float TRUST = 1.5f;      // how fast patches lose weight with the distance to the hole's edge
 constexpr float SHARPER = 0.4f; // of the usual tolerance in votes, at the finest level
 constexpr float KEEP_COLOURS = 0.03f;  // against keeping the steps between neighbours, in the finish
+constexpr float SHIFT = 24.0f;         // levels by which fill and photo may differ at the hole's edge
 constexpr int SEAM_SWEEPS = 60;
 constexpr float NEARNESS = 120.0f; // what a source at the other end of the picture costs, as squared difference
 constexpr int NOT_SEARCHED = -1;
@@ -404,8 +405,9 @@ class Filling {
         const size_t step[2] = {1, size_t(level.width)};
         std::vector<float> wanted[2], now(level.pixels.begin(), level.pixels.end());
         for (auto& steps : wanted) steps.assign(now.size(), 0);
-        std::vector<uint8_t> is_known[2] = {std::vector<uint8_t>(level.hole.size()),
-                                            std::vector<uint8_t>(level.hole.size())};
+        std::vector<float> belief[2] = {std::vector<float>(level.hole.size()),
+                                        std::vector<float>(level.hole.size())};
+        const std::vector<float> agreed = agreement();
         for (int y = 0; y < level.height; y++)
             for (int x = 0; x < level.width; x++) {
                 const size_t here = level.index(x, y);
@@ -414,7 +416,8 @@ class Filling {
                 Votes votes;
                 if (!(right || below) || !count_votes<true>(x, y, votes)) continue;
                 for (int axis = 0; axis < 2; axis++) {
-                    is_known[axis][here] = (axis == 0 ? right : below) && votes.step_weight[axis] > 0;
+                    if (!(axis == 0 ? right : below) || !(votes.step_weight[axis] > 0)) continue;
+                    belief[axis][here] = std::min(agreed[here], agreed[here + step[axis]]);
                     for (int c = 0; c < 3; c++) wanted[axis][here * CHANNELS + c] = votes.step[axis][c];
                 }
             }
@@ -427,9 +430,15 @@ class Filling {
                     float sum = KEEP_COLOURS * voted[at], weight = KEEP_COLOURS;
                     for (int axis = 0; axis < 2; axis++) {
                         const size_t away = step[axis] * CHANNELS;
-                        if (is_known[axis][here]) sum += now[at + away] - wanted[axis][at], weight++;
-                        if (here >= step[axis] && is_known[axis][here - step[axis]])
-                            sum += now[at - away] + wanted[axis][at - away], weight++;
+                        if (const float share = belief[axis][here]) {
+                            sum += share * (now[at + away] - wanted[axis][at]);
+                            weight += share;
+                        }
+                        if (here < step[axis]) continue;
+                        if (const float share = belief[axis][here - step[axis]]) {
+                            sum += share * (now[at - away] + wanted[axis][at - away]);
+                            weight += share;
+                        }
                     }
                     now[at] += 1.6f * (sum / weight - now[at]);  // more than the whole way: it settles sooner
                 }
@@ -462,6 +471,27 @@ class Filling {
         if (distance >= limit) return distance;
         return distance + difference(level.at(x, y), level.at(there, line), size_t(level.width) * CHANNELS,
                                      limit - distance);
+    }
+    // Return how far patches and photo agree on each pixel, from 0 to 1; 1 in the hole. Where they do not, a thing
+    // ends at the hole, and its colour must not run into the fill.
+    std::vector<float> agreement() const {
+        std::vector<float> agreed(level.hole.size(), 1);
+        for (int y = 0; y < level.height; y++)
+            for (int x = 0; x < level.width; x++) {
+                const size_t here = level.index(x, y), row = size_t(level.width);
+                const bool at_hole = (x > 0 && level.hole[here - 1]) || (y > 0 && level.hole[here - row]) ||
+                                     (x + 1 < level.width && level.hole[here + 1]) ||
+                                     (y + 1 < level.height && level.hole[here + row]);
+                Votes votes;
+                if (level.hole[here] || !at_hole || !count_votes<false>(x, y, votes)) continue;
+                float apart = 0;
+                for (int c = 0; c < 3; c++) {
+                    const float difference = votes.colour[c] - level.at(x, y)[c];
+                    apart += difference * difference / 3;
+                }
+                agreed[here] = std::exp(-apart / (SHIFT * SHIFT));
+            }
+        return agreed;
     }
     // What the patches that cover a pixel say of it: its colour, and the step to its right and lower neighbour.
     struct Votes {
@@ -567,6 +597,7 @@ Outcome fill(Level& picture, uint32_t seed, const Progress& progress) {
         field = std::move(filling.field);
         started = true;
     }
+    if (!progress(100, 100)) return Outcome::stopped;
     picture = std::move(levels[0]);
     return Outcome::done;
 }

@@ -253,6 +253,7 @@ class TestOptions:
         "context": "20%",
         "size": 64,
         "one_pass": True,
+        "matte": True,
         "join": "poisson",
         "speed": "fast",
         "guidance_interval": (0.2, 0.8),

@@ -319,12 +319,12 @@ def test_a_photo_that_is_too_large(way: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_hole_of_a_large_photo_is_filled_in_a_window() -> None:
     inside = np.zeros((3000, 4000), bool)
     inside[1000:1346, 3000:3346] = True  # 1 %
-    [(left, top, right, bottom)] = module._windows(inside, None)
+    [(left, top, right, bottom)] = module.windows(inside, None)
     assert (right - left) * (bottom - top) < 0.1 * inside.size
     assert left < 3000 and top < 1000 and right > 3346 and bottom > 1346
     source = np.zeros_like(inside)
     source[10:20, 30:40] = True
-    assert module._windows(inside, source)[0][:2] == (30, 10), "the window has to hold the source"
+    assert module.windows(inside, source)[0][:2] == (30, 10), "the window has to hold the source"
 
 
 def test_a_small_hole_of_a_large_photo(way: str) -> None:
