@@ -16,7 +16,15 @@ import typer
 from retouch.cli.command import command, guarded
 from retouch.cli.options import JsonFlag, PickledFlag, short_names
 from retouch.cli.say import answer, complain, megabytes
-from retouch.editing.models import BUILT_IN_NAMES, DEFAULT, SHORT_NAMES, resolve, short_name
+from retouch.editing.models import (
+    BUILT_IN_NAMES,
+    DEFAULT,
+    ERASER_NAMES,
+    SHORT_NAMES,
+    repository_of,
+    resolve,
+    short_name,
+)
 from retouch.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +58,9 @@ def models(
     if json:
         shown = cached if everything else ours
         built_in = {name: dataclasses.asdict(entry) for name, entry in BUILT_IN_NAMES.items()}
-        answer({"cache": str(folder), "cached": shown, "short_names": known, "built_in": built_in})
+        erasers = {name: dataclasses.asdict(entry) for name, entry in ERASER_NAMES.items()}
+        tables = {"short_names": known, "erasers": erasers, "built_in": built_in}
+        answer({"cache": str(folder), "cached": shown, **tables})
         return
     typer.echo("Built in:")
     _print_table(
@@ -73,6 +83,14 @@ def models(
         typer.echo("To pull:")
         _print_table(("name", "size", "licence", "note"), rows)
         typer.echo("Sizes are those of float32; `--variant fp16` has half, where a repository offers it.")
+    rows = [
+        (name, f"{1000 * entry.size_gb:.0f} MB", entry.licence, entry.note)
+        for name, entry in ERASER_NAMES.items()
+        if name not in there
+    ]
+    if rows:
+        typer.echo("To pull, networks for erasing:")
+        _print_table(("name", "size", "licence", "note"), rows)
 
 
 @command(app)
@@ -91,7 +109,7 @@ def show(
     from retouch.cli.recognition import recognised
 
     facts = recognised(name)
-    if facts["kind"] != "checkpoint":
+    if facts["kind"] not in ("checkpoint", "eraser"):
         raise InputError(
             f"{name} is {facts['what']}, no checkpoint. A short name, a folder or a hub id of one is "
             f"accepted. `retouch info` shows other files.",
@@ -142,10 +160,15 @@ def pull(
     if name in BUILT_IN_NAMES:
         raise InputError(
             f"{name} comes with retouch, so there is nothing to pull. Others are pulled by a short name "
-            f"({', '.join(SHORT_NAMES)}) or a hub id.",
+            f"({', '.join([*SHORT_NAMES, *ERASER_NAMES])}) or a hub id.",
             parameter="name",
         )
+    from retouch.editing.erasers import names_eraser
+
     repository = str(resolve(name))
+    if names_eraser(name):
+        _pull_eraser(name, repository, {"revision": revision, "force_download": force}, json=json)
+        return
     entry = SHORT_NAMES.get(name)
     if entry is not None and not json:
         complain(f"{name} is {repository}, {entry.size_gb:g} GB in float32. Its licence is {entry.licence}.")
@@ -158,6 +181,21 @@ def pull(
     if pickled:
         location["use_safetensors"] = False
     places = AutoPipelineForInpainting.download(repository, **location)
+    _tell_pulled(repository, places, json=json)
+
+
+def _pull_eraser(name: str, file: str, location: dict[str, Any], *, json: bool) -> None:
+    """Fetch the one file of a network for erasing."""
+    from retouch.editing.erasers import eraser_files
+
+    entry = ERASER_NAMES.get(name)
+    if entry is not None and not json:
+        complain(f"{name} is {file}, {1000 * entry.size_gb:.0f} MB. Its licence is {entry.licence}.")
+    places = eraser_files(name, **location)
+    _tell_pulled(repository_of(file), places, json=json)
+
+
+def _tell_pulled(repository: str, places: Sequence[Path], *, json: bool) -> None:
     size = sum(_size_of(place) for place in places)
     if json:
         answer({"repository": repository, "places": [str(place) for place in places], "bytes": size})
@@ -177,7 +215,7 @@ def remove(
     """Remove a checkpoint from the cache, for all programs that share it."""
     from huggingface_hub import scan_cache_dir
 
-    repository = str(resolve(name))
+    repository = repository_of(str(resolve(name)))
     folder, cached = _cached()
     found = next((entry for entry in cached if entry["repository"] == repository), None)
     if found is None:
@@ -266,7 +304,7 @@ def _print_cached(entries: list[dict[str, Any]]) -> None:
         (
             entry["short_name"] or entry["repository"],
             megabytes(entry["bytes"]),
-            entry["pipeline"] or "-",
+            entry["pipeline"] or ("eraser" if entry["short_name"] in ERASER_NAMES else "-"),
             f"{datetime.fromtimestamp(entry['last_used']):%Y-%m-%d}",
             entry["repository"] if entry["short_name"] else "",
         )

@@ -231,7 +231,7 @@ class Model:
             "--model",
             "-m",
             envvar="RETOUCH_MODEL",
-            help="A short name (see `retouch models`), a folder, a file of weights, or a hub id.",
+            help="A short name (see `retouch models`), a folder, a file of weights (.onnx too), a hub id.",
             show_default="builtin; erase, and outpaint without a prompt, need none",
             autocompletion=short_names,
         ),

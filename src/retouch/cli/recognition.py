@@ -21,28 +21,41 @@ from retouch.families.registry import row_of_class, title_of_width
 Facts = dict[str, Any]
 
 # Endings of paths, which repositories' names do not have.
-_NO_REPOSITORY = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".safetensors", ".ckpt", ".pt")
+_NO_REPOSITORY = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif"),
+    *(".safetensors", ".ckpt", ".pt", ".onnx"),
+)
 _DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down|lora_linear_layer\.down)\.weight$")
 
 
 def recognised(name: str, *, pickled: bool = False) -> Facts:
     """Return the facts of a file, a folder, or what is cached under a short name or hub id."""
     from retouch.checkpoints.single_file import names_single_file
-    from retouch.editing.models import BUILT_IN_NAMES, MODELS, SHORT_NAMES
+    from retouch.editing.erasers import eraser_files, names_eraser
+    from retouch.editing.models import BUILT_IN_NAMES, ERASER_NAMES, MODELS, SHORT_NAMES
 
     if name in BUILT_IN_NAMES:
         entry = BUILT_IN_NAMES[name]
         return of_built_in(name) | {"licence": entry.licence, "note": entry.note}
     path = Path(name).expanduser()
+    if path.is_file() and names_eraser(name):
+        return of_eraser([path], name)
     if path.is_file():
         return of_weights(path, pickled=pickled) if names_single_file(path) else of_picture(path)
     if path.is_dir():
-        return of_folder(path)
+        return of_eraser(eraser_files(name), name) if names_eraser(name) else of_folder(path)
     if name in SHORT_NAMES:
         entry = SHORT_NAMES[name]
         size = f"{entry.size_gb:g} GB in float32"
         about = {"short_name": name, "licence": entry.licence, "size": size, "note": entry.note}
         return of_cached(entry.repository, name) | about
+    if name in ERASER_NAMES:
+        entry = ERASER_NAMES[name]
+        size = f"{1000 * entry.size_gb:.0f} MB"
+        about = {"short_name": name, "licence": entry.licence, "size": size, "note": entry.note}
+        return of_cached_eraser(name) | about
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)+", name) and names_eraser(name):
+        return of_cached_eraser(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix.lower() not in _NO_REPOSITORY:
         return of_cached(name)
     raise InputError(
@@ -118,6 +131,40 @@ def command_for(settings: Mapping[str, Any]) -> str:
             parts = value if isinstance(value, list) else [value]
             words.append(",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts))
     return shlex.join(words)
+
+
+def of_eraser(paths: list[Path], name: str) -> Facts:
+    """Return the facts of an ONNX file, or of Moebius's; refuse one that is no network for erasing."""
+    from retouch.editing.erasers import open_network
+
+    network = open_network(paths)
+    return {
+        "kind": "eraser",
+        "what": f"a network for erasing, {network.title}",
+        "path": str(paths[0] if len(paths) == 1 else paths[0].parent),
+        "bytes": sum(path.stat().st_size for path in paths),
+        "works_at": network.side,
+        "use": f"retouch erase PHOTO MASK --model {shlex.quote(name)}",
+    }
+
+
+def of_cached_eraser(name: str) -> Facts:
+    """Return the facts of a network's file on the hub, as far as it is cached."""
+    from retouch.editing.erasers import eraser_files
+    from retouch.editing.models import repository_of, resolve
+    from retouch.errors import OfflineError
+
+    file = str(resolve(name))
+    about: Facts = {"repository": repository_of(file)}
+    try:
+        paths = eraser_files(name, local_files_only=True)
+    except OfflineError:
+        return about | {
+            "kind": "eraser",
+            "what": "a network for erasing that is not in the cache",
+            "use": f"retouch models pull {name}",
+        }
+    return of_eraser(paths, name) | about
 
 
 def of_weights(path: Path, *, pickled: bool = False) -> Facts:

@@ -32,13 +32,14 @@ from retouch.cli.options import (
     option,
 )
 from retouch.cli.say import answer, complain, megabytes
-from retouch.editing.models import DEFAULT, notice
+from retouch.editing.models import DEFAULT, named, notice
 from retouch.errors import InputError
 
 if TYPE_CHECKING:
     from retouch.editing.result import Edit
 
-Verb = Callable[[Any, Any, Any, dict[str, Any]], "Edit"]  # an editor, or the module `filling`
+# Given an editor, an eraser or the module `filling`; photo, mask and options.
+Verb = Callable[[Any, Any, Any, dict[str, Any]], "Edit"]
 
 CANVAS = "The larger canvas"
 
@@ -81,13 +82,12 @@ def erase(
     model: Model,
     output: Output,
 ) -> None:
-    """Remove what is under the mask, with patches of the photo or with a model that you name."""
+    """Remove what is under the mask, with patches of the photo, or with a model that you name."""
 
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
 
-    fills = not model.model
-    run("erase", photo, mask, paint, given(painting, reading, hole), model, output, fills=fills)
+    run("erase", photo, mask, paint, given(painting, reading, hole), model, output, fills=not model.model)
 
 
 def outpaint(
@@ -115,7 +115,11 @@ def outpaint(
         words = () if fills else (prompt,)
         return editor.outpaint(picture, *words, **margins, aspect=aspect, **options)
 
-    run("outpaint", photo, None, paint, given(painting, hole), model, output, fills=fills)
+    run(
+        *("outpaint", photo, None, paint, given(painting, hole), model, output),
+        fills=fills,
+        takes_prompt=bool(prompt.strip()),
+    )
 
 
 def model_or_builtin(model: str | None) -> str:
@@ -144,15 +148,22 @@ def run(
     output: Output,
     *,
     fills: bool = False,
+    takes_prompt: bool = False,
 ) -> None:
     """Check, load, paint, save and report: in this order, so that a typing error costs no time.
 
-    `fills`: no model is loaded; patches of the photo fill the hole.
+    `fills`: no model is loaded; patches of the photo fill the hole. `takes_prompt`: the caller gave one.
     """
-    if fills and output.gif:
+    from retouch.editing.erasers import load_eraser, names_eraser, refusal
+
+    erases = not fills and names_eraser(model.model)
+    if erases and (verb == "inpaint" or takes_prompt):
+        raise refusal(named(model.model), verb if verb == "inpaint" else f"{verb} with a prompt")
+    if (fills or erases) and output.gif:
         raise InputError(
-            "--gif shows the steps of a model, and no model is named. Name one with --model, or leave out "
-            "--gif.",
+            "--gif shows the steps of a diffusion model, and "
+            f"{'no model is named' if fills else 'a network for erasing has none'}. Name one with --model, "
+            "or leave out --gif.",
             parameter="gif",
         )
     if fills and (model.variant or model.pickled):
@@ -179,21 +190,23 @@ def run(
         from retouch.editing import filling
 
         editor = filling
-        if options.get("speed") == os.environ.get("RETOUCH_SPEED"):
-            options.pop("speed", None)  # it is meant for models; a fill has one speed
+    elif erases:
+        editor = load_eraser(str(named(model.model)), **model.loading())
     else:
         from retouch.editing.editor import load
 
         editor = load(model_or_builtin(model.model), progress=False, **model.loading())
         watched["record"] = output.gif is not None
+    if (fills or erases) and options.get("speed") == os.environ.get("RETOUCH_SPEED"):
+        options.pop("speed", None)  # it is meant for diffusion models; these have one speed
     loaded = time.perf_counter() - start
-    with StepBar(preview=output.preview and not fills) as bar:
+    with StepBar(preview=output.preview and not (fills or erases)) as bar:
         edit = paint(editor, picture, where, options | watched | {"progress": bar.update})
         bar.finish(edit.image, edit.crop)
     inputs = {"photo": photo, "mask": mask, "source": source}
-    named = {name: _name_of(given) for name, given in inputs.items() if given is not None}
+    sources = {name: _name_of(given) for name, given in inputs.items() if given is not None}
     edit = dataclasses.replace(
-        edit, settings={**edit.settings, **named}, timings={"load": loaded, **edit.timings}
+        edit, settings={**edit.settings, **sources}, timings={"load": loaded, **edit.timings}
     )
     paths = [
         edit.photo.save(edit.images[index], path, text=edit.text(index), quality=output.quality)

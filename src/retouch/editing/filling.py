@@ -1,13 +1,16 @@
-"""Erasing and extending without a model: holes are filled with patches of the photo itself.
+"""Erasing and extending without a diffusion model: holes are filled with patches of the photo itself.
 
-Nothing here needs torch, so an edit starts at once.
+Nothing here needs torch, so an edit starts at once. `Method` is what another way to fill, such as a network
+(erasers.py), does differently.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,26 +30,32 @@ from retouch.images.patch_fill_numpy import SIDE, has_patch
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 
-_APPLICABLE = (
-    "mask_mode",
-    "invert",
-    "grow",
-    "fit_mask",
-    "fill",
-    "source",
-    "feather",
-    "seed",
-    "variations",
-    "progress",
-)
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fill the holes of a photo."""
+
+    refusal: str  # what to say of another option, after its name
+    applicable: tuple[str, ...]  # the options that it takes
+    defaults: Mapping[str, Any]
+    parts: Callable[[Mask, np.ndarray | None], list[Crop]]  # of a mask and of what may be copied
+    # (pixels, mask of them, what of them may be copied, options, seed, progress(done, of)) -> pixels
+    fill: Callable[[np.ndarray, Mask, np.ndarray | None, Options, int, Callable[[int, int], Any]], np.ndarray]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # more of them for the result
+
+
 _FRAME_SEEN = 16  # lines at a photo's edge, of which up to half may be a frame
 _GROW = 0.01  # of the longest hole's longer side, between these:
 _LEAST_GROW, _MOST_GROW = 1.0, 8.0  # pixels
 
 
-def erase(photo: Any, mask: Any, **options: Any) -> Edit:
-    """Remove what is under the mask, and a pixel or two more, by continuing its surroundings."""
-    opened, wanted = Photo.open(photo), _options("erase", options)
+def erase(photo: Any, mask: Any, *, method: Method | None = None, **options: Any) -> Edit:
+    """Remove what is under the mask, and a pixel or two more, by continuing its surroundings.
+
+    `method`: None fills with patches.
+    """
+    method = method or PATCHES
+    opened, wanted = Photo.open(photo), _options("erase", method, options)
     read = read_photo_mask(
         mask,
         opened.size,
@@ -58,7 +67,7 @@ def erase(photo: Any, mask: Any, **options: Any) -> Edit:
     if "grow" not in options:
         wanted = replace(wanted, grow=_usual_grow(read))
         read = read.grown(wanted.grow)
-    return _edit("erase", opened, read, wanted, _source(wanted, opened.size), {})
+    return _edit("erase", opened, read, wanted, method, _source(wanted, opened.size))
 
 
 def outpaint(
@@ -69,14 +78,17 @@ def outpaint(
     top: int = 0,
     bottom: int = 0,
     aspect: str | float | None = None,
+    method: Method | None = None,
     **options: Any,
 ) -> Edit:
     """Continue the photo beyond its edges, by pixels or to an aspect such as "16:9".
 
     Scans often have a thin dark or blurred frame. Where a side has one, it is repainted too; otherwise
     nothing inside the photo changes. `source` has the photo's size, not that of the result.
+    `method`: None fills with patches.
     """
-    opened, wanted = Photo.open(photo), _options("outpaint", options)
+    method = method or PATCHES
+    opened, wanted = Photo.open(photo), _options("outpaint", method, options)
     if wanted.invert:
         raise InputError(
             "invert=True has no meaning in outpaint, which repaints what is new. Leave it out.",
@@ -99,14 +111,18 @@ def outpaint(
             f"grow={wanted.grow} leaves nothing of the photo. Grow the new area by less.", parameter="grow"
         )
     usable = ~mask.softened(wanted.feather or 0).inside
-    if wanted.fill == "patches" and not has_patch(usable if source is None else usable & source):
+    if (
+        method is PATCHES
+        and wanted.fill == "patches"
+        and not has_patch(usable if source is None else usable & source)
+    ):
         width, height = opened.size
         raise InputError(
             f"The photo is {width}x{height} and has no place of {SIDE}x{SIDE} pixels that may be copied. "
             f"Use fill='telea'{'' if source is None else ', or a larger source'}.",
             parameter="photo" if source is None else "source",
         )
-    return _edit("outpaint", canvas, mask, wanted, source, {"margins": list(sides)})
+    return _edit("outpaint", canvas, mask, wanted, method, source, {"margins": list(sides)})
 
 
 def _with_frame(new: np.ndarray, photo: Photo, sides: Margins) -> np.ndarray:
@@ -143,18 +159,16 @@ def frame_width(lines: np.ndarray) -> int:
     return 0 if not len(jumps) else int(jumps[-1]) + 1
 
 
-def _options(verb: str, given: dict[str, Any]) -> Options:
-    """Return checked options; those that only a model has are refused."""
+def _options(verb: str, method: Method, given: dict[str, Any]) -> Options:
+    """Return checked options; those that the method does not have are refused."""
     for name in given:
-        if name not in _APPLICABLE and hasattr(Options, name):
+        if name not in method.applicable and hasattr(Options, name):
             raise InputError(
-                f"{name}={given[name]!r} is an option of painting by a model, and {verb} without a model "
-                f'copies patches of the photo. Name a model, such as model="sd15-inpaint", or leave {name} '
-                "out.",
+                f"{name}={given[name]!r} is {method.refusal.format(verb=verb)}, or leave {name} out.",
                 parameter=name,
             )
-    options = Options.of(**{"fill": "patches", "feather": 0, "seed": 0, **given})
-    if options.fill == "original":
+    options = Options.of(**{"feather": 0, "seed": 0, **method.defaults, **given})
+    if options.fill == "original" and "fill" in method.applicable:
         raise InputError(
             f"fill='original' leaves what is in the hole. {verb} without a model takes the other fills; "
             "'patches' is the best one.",
@@ -183,29 +197,64 @@ def _usual_grow(mask: Mask) -> float:
     return 0 if mask.grown(grow).is_full else grow
 
 
+def _windows(mask: Mask, source: np.ndarray | None) -> list[Crop]:
+    return [Crop(box, box[2] - box[0], box[3] - box[1]) for box in windows(mask.inside, source)]
+
+
+def _patches(
+    pixels: np.ndarray,
+    mask: Mask,
+    usable: np.ndarray | None,
+    options: Options,
+    seed: int,
+    tell: Callable[[int, int], Any],
+) -> np.ndarray:
+    if options.fill == "patches":
+        return patch_fill(pixels, mask.inside, source=usable, seed=seed, progress=tell, is_window=True)
+    filled = fill_hole(pixels, mask.inside, options.fill, seed=seed)
+    if tell(1, 1) is False:
+        raise Stopped
+    return filled
+
+
+MASK_OPTIONS = ("mask_mode", "invert", "grow", "fit_mask")
+PATCHES = Method(
+    "an option of painting by a model, and {verb} without a model copies patches of the photo. Name a model, "
+    'such as model="sd15-inpaint"',
+    (*MASK_OPTIONS, "fill", "source", "feather", "seed", "variations", "progress"),
+    {"fill": "patches"},
+    _windows,
+    _patches,
+)
+
+
 def _edit(
     verb: str,
     photo: Photo,
     mask: Mask,
     options: Options,
+    method: Method,
     source: np.ndarray | None,
-    extra: dict[str, Any],
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> Edit:
     start, feather = perf_counter(), options.feather or 0
-    parts = windows(mask.softened(feather).inside, source)
+    crops = method.parts(mask.softened(feather), source)
     prepared = perf_counter()
     seeds = [int(options.seed or 0) + variation for variation in range(options.variations)]
     images, seams, details = [], [], []
     for variation, seed in enumerate(seeds):
         patches: list[Patch] = []
         scores = []
-        for number, box in enumerate(parts):
+        for number, crop in enumerate(crops):
+            box = crop.box
             inside, given = mask.cropped(box), photo.pixels(box)
-            # The new pixels reach as far as they are mixed with the old ones.
-            hole = inside.softened(feather).inside
-            usable = None if source is None else source[box[1] : box[3], box[0] : box[2]]
-            report = _Report(options, number, len(parts), variation, given)
-            filled = _filled(given, hole, usable, options, seed, report)
+            usable = None if source is None else crop.of(source)
+            report = _Report(options, number, len(crops), variation, given)
+            try:
+                # The new pixels reach as far as they are mixed with the old ones.
+                filled = method.fill(given, inside.softened(feather), usable, options, seed, report)
+            except Stopped:
+                raise Cancelled("The edit was cancelled; nothing was changed.") from None
             joined = join(given, filled, inside, feather=feather, method="plain")
             patches.append((box, joined, (joined != given).any(axis=-1) | inside.hard))
             scores.append((seam_score(Image.fromarray(joined), inside), detail_score(joined, inside)))
@@ -215,11 +264,11 @@ def _edit(
     settings = {
         "verb": verb,
         "version": version("retouch"),
-        **{name: value for name, value in options.to_dict().items() if name in _APPLICABLE},
+        **method.settings,
+        **{name: value for name, value in options.to_dict().items() if name in method.applicable},
         **extra,
         "seed": seeds[0],
     }
-    crops = [Crop(box, box[2] - box[0], box[3] - box[1]) for box in parts]
     timings = {"prepare": prepared - start, "fill": perf_counter() - prepared}
     return Edit(
         images,
@@ -233,26 +282,6 @@ def _edit(
         photo,
         details=details,
     )
-
-
-def _filled(
-    given: np.ndarray,
-    inside: np.ndarray,
-    usable: np.ndarray | None,
-    options: Options,
-    seed: int,
-    report: _Report,
-) -> np.ndarray:
-    """Return a part of the photo with its hole filled, if `report` does not stop it."""
-    try:
-        if options.fill == "patches":
-            return patch_fill(given, inside, source=usable, seed=seed, progress=report, is_window=True)
-        filled = fill_hole(given, inside, options.fill, seed=seed)
-        if not report(1, 1):
-            raise Stopped
-        return filled
-    except Stopped:
-        raise Cancelled("The edit was cancelled; nothing was changed.") from None
 
 
 class _Report:

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from retouch.devices import available_devices, fast_dtype, resolve_device, resolve_dtype
+from retouch.editing.erasers import names_eraser
 from retouch.editing.models import chosen, resolve
-from retouch.errors import errors_about
+from retouch.errors import InputError, errors_about
 from retouch.pipelines.auto import AutoPipelineForInpainting
 from retouch.pipelines.pipeline import Pipeline
 
@@ -21,7 +22,14 @@ def load_pipeline(
     """
     place = resolve_device(device if device is not None else available_devices()[0])
     wanted = fast_dtype(place) if dtype is None else resolve_dtype(dtype, place)
-    name = resolve(chosen(model))
+    given = chosen(model)
+    if names_eraser(given):
+        raise InputError(
+            f"model={str(given)!r} is a network for erasing, not a diffusion model with a pipeline. Use "
+            f"retouch.erase(photo, mask, model={str(given)!r}), or name a diffusion model.",
+            parameter="model",
+        )
+    name = resolve(given)
     with errors_about("model"):
         pipeline: Pipeline = AutoPipelineForInpainting.from_pretrained(name, dtype=wanted, **options)
     return pipeline.to(place)

@@ -22,7 +22,7 @@ DEFAULT = "builtin"
 class ModelEntry:
     """A published checkpoint."""
 
-    repository: str  # or the name of a built-in one
+    repository: str  # or the name of a built-in one, or a file of a repository
     licence: str
     size_gb: float  # of its parts, in float32; a half-precision variant has half
     note: str  # the purpose, and the side of the pictures that it was trained on
@@ -79,7 +79,17 @@ BUILT_IN_NAMES: dict[str, ModelEntry] = {
     "builtin": ModelEntry("builtin", "Apache-2.0", 0.068, "for inpainting, 128 px; about 100 things by name"),
     "builtin-regular": ModelEntry("builtin-regular", "Apache-2.0", 0.068, "the same, regular"),
 }
-MODELS: dict[str, ModelEntry] = {**BUILT_IN_NAMES, **SHORT_NAMES}
+# Networks for erasing, which editing/erasers.py runs.
+ERASER_NAMES: dict[str, ModelEntry] = {
+    "migan": ModelEntry(
+        "andraniksargsyan/migan/migan_pipeline_v2.onnx", "MIT", 0.028, "small and quick; textures, 512 px"
+    ),
+    "lama": ModelEntry(
+        "Carve/LaMa-ONNX/lama_fp32.onnx", "Apache-2.0", 0.208, "large holes, repeated patterns, 512 px"
+    ),
+    "moebius": ModelEntry("simonw/Moebius-ONNX", "Apache-2.0", 1.27, "diffusion; minutes on a CPU, 512 px"),
+}
+MODELS: dict[str, ModelEntry] = {**BUILT_IN_NAMES, **SHORT_NAMES, **ERASER_NAMES}
 
 _noticed = False
 
@@ -131,5 +141,13 @@ def resolve(name: str | os.PathLike[str]) -> str | Path:
 
 
 def short_name(repository: str) -> str | None:
-    """Return the short name of a repository, if it has one."""
-    return next((name for name, entry in SHORT_NAMES.items() if entry.repository == repository), None)
+    """Return the short name of a repository, or of a file in it, if it has one."""
+    published = {**SHORT_NAMES, **ERASER_NAMES}
+    return next(
+        (name for name, entry in published.items() if repository_of(entry.repository) == repository), None
+    )
+
+
+def repository_of(name: str) -> str:
+    """Return the repository of a file on the hub ('org/name/file'); any other name is returned unchanged."""
+    return "/".join(name.split("/")[:2]) if name.endswith(".onnx") else name

@@ -46,17 +46,18 @@ def crops(
     feather: float = 0,
     factor: int = 8,
     square: bool = False,
+    least: float | None = None,
 ) -> list[Crop]:
     """Return a crop for each hole of the mask, one for holes that are near each other; no two overlap.
 
     `context` is how much of the photo to show around a hole, in pixels or in per cent of its longer side.
     Each crop is worked on at about `working_size` squared pixels, aspect kept, sides multiples of `factor`.
-    With `square`, crops are square wherever the photo and other crops leave room.
+    With `square`, crops are square wherever the photo and other crops leave room. `least` is the side in
+    pixels that a crop has at least where the photo has it; None takes a quarter of the working size.
     """
     min_aspect = 1.0 if square else _MIN_ASPECT
-    boxes = [
-        _with_context(box, context, feather, working_size, mask.size, min_aspect) for box in mask.holes()
-    ]
+    least = working_size / 4 if least is None else least
+    boxes = [_with_context(box, context, feather, least, mask.size, min_aspect) for box in mask.holes()]
     return [_crop(box, working_size, factor) for box in sorted(merged(boxes, mask.size))]
 
 
@@ -84,7 +85,7 @@ def _with_context(
     box: Box,
     context: float | str,
     feather: float,
-    working_size: int,
+    least: float,
     size: tuple[int, int],
     min_aspect: float,
 ) -> Box:
@@ -93,7 +94,7 @@ def _with_context(
     # The join needs the ring and room for its feather, which grows with the crop.
     margin = max(context_in_pixels(context, longer), _RING + feather + 0.03 * longer)
     # A hole of a few pixels needs surroundings that show what it is in, and must not be enlarged too far.
-    least = max(longer + 2 * margin, working_size / 4)
+    least = max(longer + 2 * margin, least)
     across = max(right - left + 2 * margin, min_aspect * least)
     down = max(bottom - top + 2 * margin, min_aspect * least)
     (left, right), (top, bottom) = _span(left, right, across, size[0]), _span(top, bottom, down, size[1])
