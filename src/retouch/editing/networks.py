@@ -7,6 +7,7 @@ since their names differ between exports. A hole's content never reaches a netwo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ _MOST_STRETCHED = 2  # aspect of a crop that is stretched to a square; beyond, i
 _STRANGE = (
     64  # levels by which known pixels differ, on average, where a file is not of the form it looks like
 )
+_EDGE = 1 / 32  # of a crop's longer side, in which networks paint badly
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def network_of(session: Any, name: str) -> Network:
         )
     side = sides.pop() if sides else SIDE
     names = [each.name for each in inputs]
-    return Network(form.title, side, functools.partial(_paint, session, form, names, side, name))
+    return Network(form.title, side, functools.partial(_paint, session, form, names, side))
 
 
 def _channels(value: Any) -> int:
@@ -121,19 +123,23 @@ def _paint(
     form: Form,
     names: Sequence[str],
     side: int,
-    file: str,
     pixels: np.ndarray,
     hole: np.ndarray,
     seed: int,
     tell: Callable[[int, int], Any],
 ) -> np.ndarray:
-    """Return a crop as the network paints it, and in its known part about the given pixels."""
+    """Return a crop as the network paints it. Only its hole counts; what is known may be off by resizing."""
     if tell(0, 1) is False:
         raise Stopped
+    (height, width), edges = hole.shape, _margins(hole)
+    pixels = cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REFLECT)
+    hole = cv2.copyMakeBorder(hole.astype(np.uint8), *edges, cv2.BORDER_REFLECT) > 0
     if form.resizes and max(hole.shape) <= _MOST_RESIZED * side:
-        square, keep, back = _with_smooth_hole(pixels, hole)
+        square, keep, back = pixels, (~hole).astype(np.float32), _to_bytes
     else:
         square, keep, back = in_square(pixels, hole, side)
+    if form.resizes:  # it mixes its result with the given pixels along the hole, where the old thing shows
+        square = fill_hole(_to_bytes(square), keep == 0, "telea")
     arrays = form.arrange(square, keep)
     output = session.run(
         None,
@@ -144,7 +150,18 @@ def _paint(
     )[0]
     painted = form.read(output[0].transpose(1, 2, 0), square, keep)
     tell(1, 1)
-    return back(painted)
+    return back(painted)[edges[0] : edges[0] + height, edges[2] : edges[2] + width]
+
+
+def _margins(hole: np.ndarray) -> tuple[int, int, int, int]:
+    """Return how many pixels of its mirror image continue a crop at the top, bottom, left and right.
+
+    Networks paint dark lines along the edge of their square, so a hole must not reach it.
+    """
+    margin = math.ceil(_EDGE * max(hole.shape))
+    sides = hole[0], hole[-1], hole[:, 0], hole[:, -1]
+    top, bottom, left, right = (margin if side.any() else 0 for side in sides)
+    return top, bottom, left, right
 
 
 def in_square(
@@ -172,19 +189,10 @@ def in_square(
         # MI-GAN's generator does not repeat the known pixels, and enlarging mixes them with the others.
         small = np.where(keep[..., None] > 0, square, painted).astype(np.float32)
         filled = cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
-        part = filled[edges[0] : edges[0] + height, edges[2] : edges[2] + width]
-        return np.clip(np.rint(part), 0, 255).astype(np.uint8)
+        return _to_bytes(filled[edges[0] : edges[0] + height, edges[2] : edges[2] + width])
 
     return square, keep, back
 
 
-def _with_smooth_hole(
-    pixels: np.ndarray, hole: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Return a crop as it is, what is known there, and the way back, for a file that resizes itself.
-
-    Such a file mixes its result with the given pixels along the hole's edge: they must not show what is
-    erased.
-    """
-    smooth = fill_hole(pixels, hole, "telea")
-    return smooth, (~hole).astype(np.float32), lambda painted: np.rint(painted).astype(np.uint8)
+def _to_bytes(levels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)

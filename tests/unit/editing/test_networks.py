@@ -74,6 +74,15 @@ def test_a_pixel_that_the_hole_touches_is_not_known() -> None:
     assert keep.sum() == 99 and keep[5, 5] == 0
 
 
+def test_a_hole_at_the_crops_edge_does_not_reach_the_squares(tmp_path: Path) -> None:
+    pixels, hole = split()
+    hole[:, :10] = hole[-1] = True
+    pixels[hole] = 255
+    for form in ("pipeline", "lama"):
+        painted = network(tmp_path, form).paint(pixels, hole, 0, lambda *done: True)
+        assert painted.shape == pixels.shape and painted[hole].max() < 255
+
+
 def test_false_stops_before_the_network_runs(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         network(tmp_path, "lama").paint(*split(), 0, lambda *done: False)
