@@ -27,7 +27,7 @@ _MOST_STRETCHED = 2  # aspect of a crop that is stretched to a square; beyond, i
 _STRANGE = (
     64  # levels by which known pixels differ, on average, where a file is not of the form it looks like
 )
-_EDGE = 1 / 32  # of a crop's longer side, in which networks paint badly
+_EDGE = 1 / 64  # of a crop's longer side, in which networks paint badly
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def _paint(
     (height, width), edges = hole.shape, _margins(hole)
     pixels = cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REFLECT)
     hole = cv2.copyMakeBorder(hole.astype(np.uint8), *edges, cv2.BORDER_REFLECT) > 0
+    back: Callable[[np.ndarray], np.ndarray]
     if form.resizes and max(hole.shape) <= _MOST_RESIZED * side:
         square, keep, back = pixels, (~hole).astype(np.float32), _to_bytes
     else:
