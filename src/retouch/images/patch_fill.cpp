@@ -53,6 +53,7 @@ constexpr float SHIFT = 24.0f;         // levels by which fill and photo may dif
 constexpr int SEAM_SWEEPS = 60;
 constexpr float NEARNESS = 120.0f; // what a source at the other end of the picture costs, as squared difference
 constexpr int NOT_SEARCHED = -1;
+constexpr int GUESSED = 1000 * AREA;  // difference of a patch without an answer from the coarser level
 
 using Progress = std::function<bool(int, int)>;  // given what is done of how much; false stops
 
@@ -338,7 +339,7 @@ class Filling {
                 if (is_source(there, below)) found = patches.index(there, below);
             }
             field.found[target] = found < 0 ? any_source(target) : found;
-            field.difference[target] = AREA;
+            field.difference[target] = found < 0 ? GUESSED : AREA;
         }
         vote();
     }

@@ -25,6 +25,7 @@ _TRUST = 1.5
 _NEARNESS = 120.0
 _CHUNK = 4096  # patches that are compared at once, which keeps their pixels in the processor's cache
 _NOT_SEARCHED = -1.0
+_GUESSED = 1000.0 * AREA
 
 
 def fill_in_numpy(
@@ -163,7 +164,7 @@ class _Level:
         fits &= self.is_source[found]
         anywhere = self.random.choice(self.sources, len(found))
         self.found[self.targets] = np.where(fits, found, anywhere)
-        self.difference[self.targets] = AREA
+        self.difference[self.targets] = np.where(fits, AREA, _GUESSED)
         self.vote()
         self.compare()
 
