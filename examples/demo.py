@@ -15,7 +15,7 @@ from retouch.utils import load_image, make_image_grid
 
 HERE = Path(__file__).parent
 PHOTO, ROCK, PLACE = HERE / "coast.jpg", HERE / "coast-rock.png", HERE / "coast-boat.png"
-PROMPT, SEED = "a sailboat", 1
+PROMPT, SEED = "a sailboat", 2
 
 EXPLANATION = """
 Done in {seconds:.0f} s. Look at these:
