@@ -128,7 +128,8 @@ def _start(folder: str, regular: bool) -> None:
 def _edit(job: Edit) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     verb = getattr(_editor, job.verb)
     prompt = {"prompt": job.prompt} if job.verb == "inpaint" else {}
-    done = verb(job.photo, job.hole, seed=job.seed, **prompt, **job.options)
+    # The whole painting is judged, as the network made it.
+    done = verb(job.photo, job.hole, seed=job.seed, **prompt, **{"matte": False, **job.options})
     return np.asarray(done.image), tuple(done.crop)
 
 

@@ -87,19 +87,17 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
         tiles.append(np.hstack([tile(picture, box) for picture in (photo, *results.values())]))
-    means = {
-        way: {key: round(float(np.mean([row[way][key] for row in rows])), 3) for key in rows[0][way]}
+    medians = {
+        way: {key: round(float(np.median([row[way][key] for row in rows])), 3) for key in rows[0][way]}
         for way in ("plain", "matte")
     }
     better = {
-        "detail": sum(
-            abs(np.log(row["matte"]["detail"])) < abs(np.log(row["plain"]["detail"])) for row in rows
-        ),
+        "detail": sum(is_nearer_to_one(row["matte"]["detail"], row["plain"]["detail"]) for row in rows),
         "lpips": sum(row["matte"]["lpips"] < row["plain"]["lpips"] for row in rows),
     }
-    print(json.dumps({"means": means, "better": better}))
+    print(json.dumps({"medians": medians, "matte is better": better}))
     RESULTS.write_text(
-        json.dumps({"means": means, "matte is better": better, "cases": rows}, indent=1) + "\n"
+        json.dumps({"medians": medians, "matte is better": better, "cases": rows}, indent=1) + "\n"
     )
     if arguments.sheets:
         arguments.sheets.mkdir(parents=True, exist_ok=True)
@@ -117,6 +115,11 @@ def ring_of(photo: np.ndarray, edit: retouch.Edit, box: Box) -> np.ndarray:
     thing = (np.asarray(edit.image) != ground).any(axis=-1).astype(np.uint8)
     wider = cv2.dilate(thing, np.ones((2 * _WIDER + 1,) * 2, np.uint8)) > 0
     return ~wider[box[1] : box[3], box[0] : box[2]]
+
+
+def is_nearer_to_one(first: float, second: float) -> bool:
+    """Compare two ratios."""
+    return max(first, 1 / first) < max(second, 1 / second)
 
 
 def measured(
