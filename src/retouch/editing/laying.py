@@ -86,9 +86,9 @@ def laid(
         return None
     # A thing that is cut off by the hole's edge fades there, inside the hole.
     fading = np.clip(distance(mask.inside) / (feather + 1), 0, 1)
-    matte = refine_matte(matte, painted, joined) * fading
+    matte = refine_matte(matte, painted, joined)
     scale = max(mask.size) / max(width, height)
-    result = lay(ground, joined, matte, ~mask.inside, mixed=_MIXED * scale)
+    result = lay(ground, joined, matte, ~mask.inside, mixed=_MIXED * scale, fading=fading)
     levels = mask.levels[..., None]
     blended = np.rint(levels * result + (1 - levels) * grounds.photo.pixels(box))
     return blended.astype(np.uint8)

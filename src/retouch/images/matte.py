@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from retouch.images.interpolate import pull_push
+from retouch.images.mask import distance
 
 _LOW, _HIGH = 7.0, 14.0  # distances of two colours (CIE 1976) between which the threshold lies
 _EDGE, _NEAR = 0.6, 9  # share of the largest distance nearby, in a square of this side, at a thing's edge
@@ -17,6 +18,7 @@ _GLARING = 60.0  # larger distances count as this
 _SOFT = 0.35  # part of the threshold over which the matte goes from 0 to 1, on either side
 _LEAST = 0.004  # of the hole's area; a thing is no smaller
 _SMALL = 0.04  # parts smaller than this share of the largest one are specks
+_RIM = 5  # pixels along the hole's edge, in which a thing is no thinner than this
 _SLIT = 5  # side in pixels of the disc that closes slits in the thing
 _GAP = 0.06  # gaps in the thing smaller than this share of it are not background: eyes, windows
 _RADIUS, _EPSILON = 2, 1e-3  # of the guided filter: pixels, and variance of colours from 0 to 1
@@ -44,7 +46,8 @@ def find_matte(painted: np.ndarray, plain: np.ndarray, inside: np.ndarray) -> np
     # The painting of a glaring thing is blurred into its surroundings: its edge is where half is left.
     nearby = cv2.dilate(apart, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_NEAR, _NEAR)))
     threshold = np.maximum(clear, _EDGE * np.minimum(nearby, _GLARING))
-    parts = _parts((apart > threshold) & inside, least=_LEAST * np.count_nonzero(inside))
+    differs = _without_rim((apart > threshold) & inside, inside)
+    parts = _parts(differs, least=_LEAST * np.count_nonzero(inside))
     if not parts.any():
         return empty
     whole = _without_gaps(parts) & inside
@@ -83,24 +86,35 @@ def refine_matte(matte: np.ndarray, painted: np.ndarray, picture: np.ndarray) ->
 
 
 def lay(
-    background: np.ndarray, picture: np.ndarray, matte: np.ndarray, around: np.ndarray, mixed: float = 1.0
+    background: np.ndarray,
+    picture: np.ndarray,
+    matte: np.ndarray,
+    around: np.ndarray,
+    *,
+    mixed: float = 1.0,
+    fading: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """Return `background` with the thing of `picture` on it; all are of one size, `matte` from 0 to 1.
 
     `around` (height, width) says which pixels of the background show the photo: their colours limit the
     thing's. `mixed` is how many pixels inside the thing's edge have colours of what was painted around it.
+    `fading` is how much of the thing is laid there, from 0 to 1.
     """
     if not (matte > 0).any():
         return background.copy()
     # These pixels get the colours of the thing next to them instead.
     side = 2 * max(1, round(mixed)) + 1
-    core = cv2.erode(matte, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) >= _CORE
+    solid = np.where(around, 1, matte).astype(
+        np.float32
+    )  # where the hole cuts it off is no edge of the thing
+    core = cv2.erode(solid, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) >= _CORE
+    core &= ~around
     colours = picture.astype(np.float32)
     if core.any():
         colours = pull_push(colours, cv2.GaussianBlur(core.astype(np.float32), (0, 0), 0.7) * core)
     if around.any():
         colours = _within_range(colours, matte, background[around])
-    alpha = matte[..., None]
+    alpha = (matte * fading)[..., None]
     blended = alpha * colours + (1 - alpha) * background
     return np.where(alpha > 0, np.rint(np.clip(blended, 0, 255)), background).astype(np.uint8)
 
@@ -143,6 +157,13 @@ def _parts(mask: np.ndarray, least: float) -> np.ndarray:
     areas[0] = 0
     kept = areas >= max(least, _SMALL * areas.max())
     return kept[labels] if count > 1 else np.zeros_like(mask)
+
+
+def _without_rim(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return a mask without thin lines along the hole's edge: there models and their VAEs leave some."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_RIM, _RIM))
+    thick = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
+    return mask & (thick | (distance(inside) > _RIM))
 
 
 def _without_gaps(parts: np.ndarray) -> np.ndarray:

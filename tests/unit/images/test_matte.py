@@ -65,6 +65,13 @@ def test_the_matte_stays_in_the_hole() -> None:
     assert not find_matte(painted(wide), GREY, HOLE)[~HOLE].any()
 
 
+def test_a_thin_line_along_the_edge_of_the_hole_is_no_thing() -> None:
+    line = HOLE & (cv2.erode(HOLE.astype(np.uint8), np.ones((7, 7), np.uint8)) == 0)
+    stalk = (X > 58) & (X < 62) & (Y > 25) & (Y < 45)
+    matte = find_matte(painted(DISC | line | stalk, softness=0.5), GREY, HOLE)
+    assert matte[line].max() == 0 and matte[stalk].mean() > 0.5, "elsewhere it is one"
+
+
 def test_refining_follows_the_edges_of_the_larger_picture() -> None:
     large = 4 * SIDE
     rows, columns = np.mgrid[:large, :large]
@@ -101,6 +108,20 @@ def test_the_edge_of_a_thing_has_its_own_colours() -> None:
     pasted = matte[..., None] * picture + (1 - matte[..., None]) * white
     spread = np.ptp(laid[rim].astype(float), axis=-1)
     assert spread.mean() > np.ptp(pasted[rim], axis=-1).mean() + 5
+
+
+def test_a_thing_that_the_hole_cuts_off_keeps_its_colours_there() -> None:
+    wide = (Y > 40) & (Y < 90)
+    picture = (
+        painted(wide & (X < 64), (220, 40, 40)).astype(int) + painted(wide & (X >= 64), (40, 40, 220)) - GREY
+    )
+    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    matte, fading = find_matte(picture, GREY, HOLE), np.where(X < 24, 0.5, 1.0)
+    laid = lay(GREY, picture, matte, ~HOLE, mixed=4, fading=fading)
+    left, right = laid[60:70, 24].mean(axis=0), laid[60:70, 107].mean(axis=0)
+    assert left[0] > left[2] + 90 and right[2] > right[0] + 90
+    faded = laid[60:70, 21].mean(axis=0)
+    assert 120 < faded[0] < left[0] - 20, "half of it is the background"
 
 
 def test_glaring_colours_are_pulled_to_the_photos_and_others_stay() -> None:
