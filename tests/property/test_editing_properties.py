@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from scipy.ndimage import distance_transform_edt
 
 import retouch
+from retouch.editing import filling
 from retouch.editing.editor import Editor
 from retouch.editing.options import Options
 from retouch.editing.result import Edit
@@ -162,19 +163,13 @@ def may_change(edit: Edit, feather: float | None) -> np.ndarray:
     return allowed
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(some.sampled_from(["regular", "inpainting", "xl"]), requests())
-def test_all_but_the_hole_comes_back_to_the_byte(
-    editors: dict[str, Editor], tmp_path_factory: pytest.TempPathFactory, family: str, request: Any
+def check_kept(
+    edit: Edit, content: bytes, suffix: str, options: dict[str, Any], feather: float | None, folder: Path
 ) -> None:
-    image, orientation, verb, mask, options = request
-    content, suffix = as_file(image, orientation)
-    edit = perform(editors[family], verb, content, mask, options)
-    if edit is None:
-        return
+    """Check that the result and its file are the photo, changed only in the mask and its feather."""
     with Image.open(io.BytesIO(content)) as opened:
         before = ImageOps.exif_transpose(opened)
-    if verb == "outpaint":
+    if edit.settings["verb"] == "outpaint":
         margins = [options[side] for side in ("left", "top", "right", "bottom")]
         left, top, right, bottom = margins
         assert edit.image.size == (before.width + left + right, before.height + top + bottom)
@@ -183,13 +178,13 @@ def test_all_but_the_hole_comes_back_to_the_byte(
     else:
         assert edit.image.size == before.size
         area = (0, 0, *before.size)
-    assert edit.image.mode == before.mode == image.mode
-    kept = ~may_change(edit, options["feather"])[area[1] : area[3], area[0] : area[2]]
+    assert edit.image.mode == before.mode
+    kept = ~may_change(edit, feather)[area[1] : area[3], area[0] : area[2]]
     assert 0 <= edit.coverage <= 1 and edit.mask.size == edit.image.size
     hole = np.asarray(edit.mask.crop(area)) >= 128
-    if image.mode == "RGB" and hole.sum() > 20:
+    if before.mode == "RGB" and hole.sum() > 20:
         assert (stored(edit.image.crop(area)) != stored(before))[hole].any(axis=-1).mean() > 0.5
-    path = edit.save(tmp_path_factory.mktemp("saved") / f"result{suffix}")
+    path = edit.save(folder / f"result{suffix}")
     with Image.open(path) as saved:
         saved.load()
         for result in (edit.image, saved):
@@ -209,6 +204,41 @@ def test_all_but_the_hole_comes_back_to_the_byte(
         if suffix == ".png":
             assert saved.text["Title"] == "a park"
             assert json.loads(saved.text["retouch"]) == edit.settings
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(some.sampled_from(["regular", "inpainting", "xl"]), requests())
+def test_all_but_the_hole_comes_back_to_the_byte(
+    editors: dict[str, Editor], tmp_path_factory: pytest.TempPathFactory, family: str, request: Any
+) -> None:
+    image, orientation, verb, mask, options = request
+    content, suffix = as_file(image, orientation)
+    edit = perform(editors[family], verb, content, mask, options)
+    if edit is None:
+        return
+    check_kept(edit, content, suffix, options, options["feather"], tmp_path_factory.mktemp("saved"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(requests(), some.sampled_from(["patches", "patches", "telea", "noise"]))
+def test_so_it_does_without_a_model(
+    tmp_path_factory: pytest.TempPathFactory, request: Any, fill: str
+) -> None:
+    image, orientation, verb, mask, options = request
+    applicable = {"seed", "grow", "feather", "left", "top", "right", "bottom"}
+    options = {name: value for name, value in options.items() if name in applicable and value is not None}
+    content, suffix = as_file(image, orientation)
+    arguments = (content,) if verb == "outpaint" else (content, mask)
+    fills = filling.outpaint if verb == "outpaint" else filling.erase
+    try:
+        edit = fills(*arguments, **options, fill=fill)
+        again = fills(*arguments, **options, fill=fill)
+    except retouch.InputError as error:  # of a small photo, or one that is all hole
+        assert error.parameter in ("mask", "photo", "fill")
+        event(f"refused: {error.parameter}")
+        return
+    assert edit.image.tobytes() == again.image.tobytes()
+    check_kept(edit, content, suffix, options, options.get("feather", 0), tmp_path_factory.mktemp("filled"))
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
