@@ -82,7 +82,10 @@ def erase(
     model: Model,
     output: Output,
 ) -> None:
-    """Remove what is under the mask, with patches of the photo, or with a model that you name."""
+    """Remove what is under the mask.
+
+    Patches of the photo fill it, or a model that you name paints it.
+    """
 
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
@@ -104,7 +107,10 @@ def outpaint(
     model: Model,
     output: Output,
 ) -> None:
-    """Continue a photo beyond its edges: without a prompt and a model, with patches of the photo."""
+    """Continue a photo beyond its edges.
+
+    Without a prompt and a model, patches of the photo continue it.
+    """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     if any(margins.values()) == (aspect is not None):
         raise typer.BadParameter("Give either --left, --right, --top, --bottom (some of them), or --aspect.")
