@@ -117,6 +117,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "size": (["--size", 64], "--size 64"),
     "join": (["--join", "poisson"], "--join poisson"),
     "int8": (["--int8"], "--int8"),
+    "matte": (["--matte"], "--matte"),
     "variant": (["--variant", "fp16"], "--variant"),
     "pickled": (["--pickled"], "--pickled"),
     "fill": (["--fill", "original"], "--fill original"),
