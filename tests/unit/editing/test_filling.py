@@ -255,7 +255,6 @@ class TestOptions:
         "one_pass": True,
         "matte": True,
         "join": "poisson",
-        "matte": True,
         "speed": "fast",
         "guidance_interval": (0.2, 0.8),
         "reuse_deep_features": 2,
