@@ -90,7 +90,16 @@ def erase(
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         return editor.erase(picture, where, **options)
 
-    run("erase", photo, mask, paint, given(painting, reading, hole), model, output, fills=not model.model)
+    run(
+        "erase",
+        photo,
+        mask,
+        paint,
+        given(painting, reading, hole),
+        model,
+        output,
+        fills=named(model.model) is None,
+    )
 
 
 def outpaint(
@@ -115,7 +124,7 @@ def outpaint(
     if any(margins.values()) == (aspect is not None):
         raise typer.BadParameter("Give either --left, --right, --top, --bottom (some of them), or --aspect.")
 
-    fills = not model.model and not prompt.strip()
+    fills = named(model.model) is None and not prompt.strip()
 
     def paint(editor: Any, picture: Any, where: Any, options: dict[str, Any]) -> Edit:
         words = () if fills else (prompt,)
@@ -236,8 +245,8 @@ def _inputs(
     from retouch.images.photo import Photo, check_holds
 
     Options.of(**options)
-    if model.model:
-        resolve(model.model)
+    if name := named(model.model):
+        resolve(name)
     picture = Photo.open(photo)
     for target in targets:
         check_holds(target, picture.image.mode)

@@ -225,6 +225,7 @@ PATCHES = Method(
     {"fill": "patches"},
     _windows,
     _patches,
+    {"model": "patches"},
 )
 
 

@@ -16,6 +16,7 @@ from retouch.errors import InputError
 logger = logging.getLogger("retouch")
 
 DEFAULT = "builtin"
+PATCHES = "patches"  # no model: erase and outpaint fill with patches of the photo
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ _noticed = False
 
 
 def named(name: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    """Return the name that was given, else the one in RETOUCH_MODEL, else None."""
-    return name or os.environ.get("RETOUCH_MODEL") or None
+    """Return the name that was given, else the one in RETOUCH_MODEL; None for none and for "patches"."""
+    found = name or os.environ.get("RETOUCH_MODEL") or None
+    return None if found == PATCHES else found
 
 
 def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
@@ -107,6 +109,12 @@ def chosen(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     global _noticed
     if found := named(name):
         return found
+    if name == PATCHES:
+        raise InputError(
+            "model='patches' fills with patches of the photo and paints nothing new, so it takes no prompt. "
+            "Use it with erase and outpaint, or name a model that paints.",
+            parameter="model",
+        )
     if not _noticed:
         _noticed = True
         logger.warning(notice('model="sd15-inpaint"'))

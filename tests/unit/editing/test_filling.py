@@ -572,3 +572,13 @@ class TestChoiceOfModel:
         monkeypatch.setenv("RETOUCH_MODEL", "")
         retouch.erase(texture(), HOLE)
         assert loaded == []
+
+
+def test_patches_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_MODEL", "no/such-model")
+    edit = retouch.erase(texture(), HOLE, model="patches")
+    assert edit.settings["model"] == "patches"
+    again = {name: edit.settings[name] for name in ("model", "grow", "seed")}
+    assert retouch.erase(texture(), HOLE, **again).image.tobytes() == edit.image.tobytes()
+    with refuses("model", "erase and outpaint"):
+        retouch.inpaint(texture(), HOLE, "a red apple", model="patches")
