@@ -5,7 +5,8 @@ supported: use torch's `scaled_dot_product_attention` for them. The native kerne
 package.
 
 The environment variable RETOUCH_ATTENTION chooses a level: `avx512bf16`, `avx512`, `avx2` or `portable` for
-the native kernel with at most these instructions, `torch` for torch's attention.
+the native kernel with at most these instructions, `torch` for torch's attention. Without it, torch computes
+bfloat16 on processors with AMX.
 """
 
 from __future__ import annotations
@@ -55,14 +56,21 @@ def _chosen_level() -> str | None:
     )
 
 
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 _level = _chosen_level()
 available: bool = _level is not None
+# Torch multiplies bfloat16 with AMX where the processor has it, which the native kernel does not: 85 ms
+# against 126 at best for SD 1.5's largest attention.
+_leaves_bfloat16 = available and not os.environ.get("RETOUCH_ATTENTION") and _has_amx()
 
 
 def description() -> str:
     """Return what computes attention on this machine's CPU, or why it is not the native kernel."""
     if _level is not None:
-        return f"{_NAMES[_level]} kernel"
+        return f"{_NAMES[_level]} kernel{', torch with AMX for bfloat16' if _leaves_bfloat16 else ''}"
     if os.environ.get("RETOUCH_ATTENTION") == "torch":
         return "torch, as RETOUCH_ATTENTION says"
     if _kernel is None:
@@ -72,6 +80,8 @@ def description() -> str:
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Return whether the native kernel computes these; otherwise `attention` uses torch."""
+    if _leaves_bfloat16 and query.dtype == torch.bfloat16:
+        return False
     return available and _is_supported(query, key, value)
 
 

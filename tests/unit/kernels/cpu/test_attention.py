@@ -282,6 +282,7 @@ def test_too_little_memory_is_an_exception() -> None:
 @needs_kernel
 def test_supports_says_what_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_attention, "available", True)
+    monkeypatch.setattr(native_attention, "_leaves_bfloat16", False)
     query, key, value = tensors(5, 6, 40, torch.float32)
     assert supports(query, key, value)
     assert supports(query.bfloat16(), key.bfloat16(), value.bfloat16())
@@ -305,6 +306,15 @@ def test_supports_says_what_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) ->
         assert supports(query.clone().requires_grad_(), key, value)
     monkeypatch.setattr(native_attention, "available", False)
     assert not supports(query, key, value)
+
+
+def test_torch_computes_bfloat16_where_the_processor_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_attention, "available", True)
+    monkeypatch.setattr(native_attention, "_leaves_bfloat16", True)
+    for dtype, ours in ((torch.float32, True), (torch.bfloat16, False)):
+        rows = torch.ones(1, 2, 16, 40, dtype=dtype)
+        assert native_attention.supports(rows, rows, rows) is ours
+    assert native_attention._level is None or "AMX" in native_attention.description()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
