@@ -95,7 +95,7 @@ def test_a_model_that_is_named_paints(tiny_sd: Path) -> None:
 def test_an_empty_name_is_none(no_model: None) -> None:
     for more, environment in ((["--model", ""], {}), ([], {"RETOUCH_MODEL": ""})):
         answer = answered("erase", "photo.png", "mask.png", "--overwrite", *more, **environment)
-        assert "model" not in answer["settings"]
+        assert answer["settings"]["model"] == "patches"
 
 
 def test_a_speed_of_the_environment_is_for_models(no_model: None) -> None:

@@ -43,7 +43,7 @@ def test_examples(hub: Any, tiny_sd_inpaint: Path, tmp_path: Path, monkeypatch: 
     assert names["wide"].image.size == (160, 90) and names["more"].image.size == (184, 122)
     assert names["without"].settings["verb"] == "erase" and "model" in names["without"].settings
     for name, size in (("empty", (120, 90)), ("wider", (160, 90)), ("copied", (120, 90))):
-        assert names[name].image.size == size and "model" not in names[name].settings
+        assert names[name].image.size == size and names[name].settings["model"] == "patches"
     assert names["copied"].seeds == [3, 4]
 
 

@@ -369,7 +369,7 @@ class TestResult:
             saved.load()
             settings = json.loads(saved.text["retouch"])  # type: ignore[attr-defined]
             np.testing.assert_array_equal(stored(saved), stored(edit.image))
-        assert settings == edit.settings and settings["verb"] == "erase" and "model" not in settings
+        assert settings == edit.settings and settings["model"] == "patches"
         known = {name: settings[name] for name in Options.__dataclass_fields__ if name in settings}
         assert same(edit, retouch.erase(pixels, mask, **known))
 
@@ -388,7 +388,7 @@ class TestResult:
         assert (edit.crops[0].width, edit.crops[0].height) == edit.crops[0].size, "it is not scaled"
         assert edit.detail == edit.details[0]
         lines = edit.text()["parameters"].splitlines()
-        assert lines[0] == "" and lines[1].startswith("Seed: 0, ") and "Model" not in lines[1]
+        assert lines[0] == "" and lines[1].startswith("Seed: 0, ") and "Model: patches" in lines[1]
 
 
 class TestOutpaint:
