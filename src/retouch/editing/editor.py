@@ -25,7 +25,6 @@ from retouch.editing.speed import preset
 from retouch.errors import InputError, errors_about
 from retouch.images.crops import crops
 from retouch.images.mask_reading import read_photo_mask
-from retouch.images.patch_fill_numpy import SIDE
 from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.progress import Recording
@@ -79,10 +78,9 @@ class Editor:
                 "invert=True has no meaning in outpaint, which repaints what is new. Leave it out.",
                 parameter="invert",
             )
-        opened = Photo.open(photo)
-        has_patches = min(opened.size) >= SIDE
-        defaults = {"fill": "patches" if has_patches else "blur", "context": "100%", "feather": 0}
+        defaults = {"fill": "patches", "context": "100%", "feather": 0}
         wanted = self._options("outpaint", defaults, prompt=prompt, **options)
+        opened = Photo.open(photo)
         sides = margins(opened.size, (left, top, right, bottom), aspect)
         canvas, added = opened.extended(*sides)
         return self._edit("outpaint", canvas, added, wanted, {"margins": list(sides)})

@@ -29,6 +29,7 @@ from retouch.images.detail import detail_score
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
 from retouch.images.mask import Mask
+from retouch.images.patch_fill_numpy import has_patch
 from retouch.images.photo import Patch, Photo
 from retouch.images.seam import seam_score
 from retouch.pipelines.pipeline import Pipeline
@@ -140,7 +141,10 @@ def _painted(painting: _Painting, refine: bool) -> Image.Image:
     options, size, own = job.options, (crop.width, crop.height), crop.size
     picture = np.asarray(Image.fromarray(given).resize(size, Image.Resampling.LANCZOS))
     if options.fill != "original":
-        picture = fill_hole(picture, painting.mask.touched(*size).inside, options.fill, seed=painting.seed)
+        inside = painting.mask.touched(*size).inside
+        # A small photo may have no place to copy from; the model needs no more than a start.
+        fill = "blur" if options.fill == "patches" and not has_patch(~inside) else options.fill
+        picture = fill_hole(picture, inside, fill, seed=painting.seed)
     shrinks = size[0] * size[1] < _SHRINKS_TOO_MUCH * own[0] * own[1]
     refine = refine and not options.one_pass and shrinks
     second = math.ceil(_REFINE * options.steps) if refine else 0
