@@ -13,10 +13,9 @@ from PIL import Image
 from retouch.errors import InputError
 from retouch.images.mask import Box, Mask, distance
 from retouch.images.matte import find_matte, lay, refine_matte
-from retouch.images.patch_fill import patch_fill
+from retouch.images.patch_fill import patch_fill, with_surroundings
 from retouch.images.photo import Photo
 
-_LEAST_SEEN = 128  # pixels of the photo around a hole that may be copied, or the hole's longer side
 _MIXED = 1.3  # pixels of a painting at a thing's edge that have colours of its surroundings too
 
 
@@ -54,13 +53,14 @@ class Grounds:
 
     def _seen(self, box: Box) -> Box:
         """Return the box with the surroundings of its hole."""
-        (left, top, right, bottom), (width, height) = self.mask.cropped(box).box, self.photo.size
-        more = max(right - left, bottom - top, _LEAST_SEEN)
+        left, top, right, bottom = self.mask.cropped(box).box
+        hole = left + box[0], top + box[1], right + box[0], bottom + box[1]
+        seen = with_surroundings(hole, self.photo.size)
         return (
-            min(box[0], max(box[0] + left - more, 0)),
-            min(box[1], max(box[1] + top - more, 0)),
-            max(box[2], min(box[0] + right + more, width)),
-            max(box[3], min(box[1] + bottom + more, height)),
+            min(box[0], seen[0]),
+            min(box[1], seen[1]),
+            max(box[2], seen[2]),
+            max(box[3], seen[3]),
         )
 
 

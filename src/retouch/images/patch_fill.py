@@ -83,18 +83,14 @@ def patch_fill(
 
         given = np.ascontiguousarray(result[part])
         # One seed for all, so that a hole is filled the same whatever other holes there are.
-        painted = fill(given, inside[part], usable[part], seed % 2**32, tell)
-        result[part] = _joined(given, painted, inside[part])
+        result[part] = fill(given, inside[part], usable[part], seed % 2**32, tell)
     return result
 
 
 def windows(inside: np.ndarray, source: np.ndarray | None) -> list[Box]:
     """Return the parts of a photo to fill one by one: each hole with its surroundings and the source."""
     mask = Mask(inside.astype(np.float32))
-    boxes = []
-    for left, top, right, bottom in mask.holes():
-        more = max(right - left, bottom - top, _LEAST_CONTEXT)
-        boxes.append((left - more, top - more, right + more, bottom + more))
+    boxes = [with_surroundings(hole, mask.size) for hole in mask.holes()]
     if source is not None:
         if not source.any():
             raise _nothing_to_copy()
@@ -102,13 +98,21 @@ def windows(inside: np.ndarray, source: np.ndarray | None) -> list[Box]:
         boxes.append((first, upper, last + 1, lower + 1))
         edges = np.array(boxes)
         boxes = [(*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())]
-    width, height = mask.size
-    clipped = [(max(a, 0), max(b, 0), min(c, width), min(d, height)) for a, b, c, d in boxes]
-    return merged(clipped, mask.size)
+    return merged(boxes, mask.size)
+
+
+def with_surroundings(hole: Box, size: tuple[int, int]) -> Box:
+    """Return the part of a photo of `size` (width, height) that a hole is filled in."""
+    left, top, right, bottom = hole
+    more = max(right - left, bottom - top, _LEAST_CONTEXT)
+    return max(left - more, 0), max(top - more, 0), min(right + more, size[0]), min(bottom + more, size[1])
 
 
 def _joined(photo: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Put a fill into its photo, its colours corrected by how it differs from the photo around the hole."""
+    """Put a fill into its photo, its colours corrected by how it differs from the photo around the hole.
+
+    The native code does better than that itself.
+    """
     result = photo.copy()
     left, top, right, bottom = Mask(inside.astype(np.float32)).box
     part = slice(max(0, top - _RING), bottom + _RING), slice(max(0, left - _RING), right + _RING)
@@ -179,7 +183,7 @@ def _with_package(
         painted = package.inpaint(pixels, inside, global_mask=~inside & ~usable, patch_size=_PACKAGE_REACH)
     if tell(100, 100) is False:
         raise Stopped
-    return painted
+    return _joined(pixels, painted, inside)
 
 
 def _in_numpy(
@@ -188,7 +192,7 @@ def _in_numpy(
     painted = fill_in_numpy(pixels, inside, usable, seed, tell)
     if painted is None:
         raise Stopped
-    return painted
+    return _joined(pixels, painted, inside)
 
 
 def _nothing_to_copy() -> InputError:
