@@ -24,7 +24,6 @@ from retouch.editing.settings import scheduler_named
 from retouch.editing.speed import preset
 from retouch.errors import InputError, errors_about
 from retouch.images.crops import crops
-from retouch.images.mask_reading import read_photo_mask
 from retouch.images.photo import Photo
 from retouch.pipelines.pipeline import Pipeline
 from retouch.pipelines.progress import Recording
@@ -152,14 +151,7 @@ class Editor:
         pipeline = self._pipeline_for(options)
         recording = Recording.wanted(options.record)
         working = options.size or pipeline.default_size
-        read = read_photo_mask(
-            mask,
-            photo.size,
-            mask_mode=options.mask_mode,
-            invert=options.invert,
-            grow=options.grow,
-            fit_mask=options.fit_mask,
-        )
+        read = options.read_mask(mask, photo.size)
         parts = crops(
             read,
             working,

@@ -24,7 +24,7 @@ from retouch.images.detail import detail_score
 from retouch.images.fill import fill_hole
 from retouch.images.join import join
 from retouch.images.mask import Mask
-from retouch.images.mask_reading import read_photo_mask, read_source
+from retouch.images.mask_reading import read_source
 from retouch.images.patch_fill import Stopped, patch_fill, windows
 from retouch.images.patch_fill_numpy import SIDE, has_patch
 from retouch.images.photo import Patch, Photo
@@ -56,14 +56,7 @@ def erase(photo: Any, mask: Any, *, method: Method | None = None, **options: Any
     """
     method = method or PATCHES
     opened, wanted = Photo.open(photo), _options("erase", method, options)
-    read = read_photo_mask(
-        mask,
-        opened.size,
-        mask_mode=wanted.mask_mode,
-        invert=wanted.invert,
-        grow=wanted.grow,
-        fit_mask=wanted.fit_mask,
-    )
+    read = wanted.read_mask(mask, opened.size)
     if "grow" not in options:
         wanted = replace(wanted, grow=_usual_grow(read))
         read = read.grown(wanted.grow)

@@ -18,7 +18,8 @@ from retouch.errors import InputError
 from retouch.images.crops import context_in_pixels
 from retouch.images.fill import Fill
 from retouch.images.join import Method
-from retouch.images.mask_reading import MaskMode
+from retouch.images.mask import Mask
+from retouch.images.mask_reading import MaskMode, read_photo_mask
 
 Margins = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -148,6 +149,17 @@ class Options:
                 "out for a bar; an editor of retouch.load(..., progress=False) shows none.",
                 parameter="progress",
             )
+
+    def read_mask(self, mask: Any, size: tuple[int, int]) -> Mask:
+        """Read the mask of a photo of `size` (width, height) as these options say."""
+        return read_photo_mask(
+            mask,
+            size,
+            mask_mode=self.mask_mode,
+            invert=self.invert,
+            grow=self.grow,
+            fit_mask=self.fit_mask,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that is needed to repeat the edit, as JSON can hold it."""
