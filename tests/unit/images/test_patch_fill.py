@@ -154,9 +154,10 @@ def test_only_the_source_is_copied(way: str, left_may_be_copied: bool) -> None:
     # Without the correction of colours, which fits the patches to the photo around the hole.
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "_joined", keep)
-        patch_fill(spoilt(photo, HOLE), HOLE, source=source)
+        result = patch_fill(spoilt(photo, HOLE), HOLE, source=source)
+    copied = used[0] if used else result[HOLE]  # the native code has no such correction
     mine, other = (0, 2) if left_may_be_copied else (2, 0)
-    assert (used[0][:, other] == 0).all() and used[0][:, mine].max() > 100
+    assert (copied[:, other] == 0).all() and copied[:, mine].max() > 100
     filled = patch_fill(spoilt(photo, HOLE), HOLE, source=source)
     np.testing.assert_array_equal(filled[~HOLE], photo[~HOLE])
 
@@ -171,8 +172,8 @@ def test_a_far_source_is_reached(way: str) -> None:
         patched.setattr(
             module, "_joined", lambda photo, painted, inside: seen.append(painted[inside]) or painted
         )
-        patch_fill(given, hole, source=np.broadcast_to(np.arange(900) >= 800, (40, 900)))
-    assert (seen[0] == 90).all()
+        result = patch_fill(given, hole, source=np.broadcast_to(np.arange(900) >= 800, (40, 900)))
+    assert ((seen[0] if seen else result[hole]) == 90).all()
 
 
 class Package(types.ModuleType):
